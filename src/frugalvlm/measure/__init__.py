@@ -1,0 +1,54 @@
+"""Measuring honestly: FLOPs, latency, memory, energy and carbon of what really runs."""
+
+from frugalvlm.measure.energy import (
+    GRID_FACTOR_G_PER_KWH,
+    GRID_FACTOR_SOURCE,
+    Energy,
+    EnergyMeter,
+    carbon_g,
+)
+from frugalvlm.measure.flops import FlopCount, count_flops
+from frugalvlm.measure.hardware import describe, machine_id
+from frugalvlm.measure.latency import (
+    Arm,
+    Latency,
+    PrefillDecode,
+    Ratio,
+    interleaved_latency,
+    prefill_decode_ms,
+    ratio,
+)
+from frugalvlm.measure.memory import (
+    KVCacheBytes,
+    PeakMemory,
+    kv_cache_bytes,
+    peak_memory_bytes,
+)
+from frugalvlm.measure.modelled import ModelledMeter
+from frugalvlm.measure.protocol import EnergyResult, measure_energy
+
+__all__ = [
+    "GRID_FACTOR_G_PER_KWH",
+    "GRID_FACTOR_SOURCE",
+    "Arm",
+    "Energy",
+    "EnergyMeter",
+    "EnergyResult",
+    "FlopCount",
+    "KVCacheBytes",
+    "Latency",
+    "ModelledMeter",
+    "PeakMemory",
+    "PrefillDecode",
+    "Ratio",
+    "carbon_g",
+    "count_flops",
+    "describe",
+    "interleaved_latency",
+    "kv_cache_bytes",
+    "machine_id",
+    "measure_energy",
+    "peak_memory_bytes",
+    "prefill_decode_ms",
+    "ratio",
+]

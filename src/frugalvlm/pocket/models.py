@@ -1,0 +1,175 @@
+"""The embedded models: what they are made of, and how to build one that is not trained yet.
+
+They are ordinary Transformers models (`LlavaForConditionalGeneration` with a CLIP vision tower
+and a Llama decoder) of a size that a laptop trains in about an hour. A processor with the kit's own
+small tokenizer belongs to each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerFast,
+)
+
+from frugalvlm.pocket.scenes import COLORS, DIGITS, IMAGE_SIZE, SHAPES
+
+PATCH_SIZE = 8  # pixels; 96 / 8 = 12, so 144 visual tokens
+VISUAL_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
+
+IMAGE_TOKEN, PAD, BOS, EOS, UNK = "<image>", "<pad>", "<s>", "</s>", "<unk>"
+
+# LLaVA-1.5's frame of a turn, without the system sentence.
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'user' %}USER: {% else %}ASSISTANT: {% endif %}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}"
+    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{% endif %}"
+    "{% if message['role'] == 'user' %} {% else %}</s>{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}ASSISTANT:{% endif %}"
+)
+
+WORDS = (
+    "user", "assistant", "a", "an", "the", "is", "are", "there", "what", "where", "which", "how",
+    "many", "color", "kind", "thing", "things", "in", "image", "at", "of", "left", "right",
+    "above", "below", "top", "middle", "bottom", "center", "nothing", "yes", "no", "number",
+    "written", "on", "and", "or", "please", "answer", "with", "option", "letter", "from", "given",
+    "choices", "directly", "describe", "digits", "digit", "shapes", "shape", "object", "objects",
+    "same", "more", "than", "fewer", "b", "c", "d", "using", "single", "word", "phrase", "video",
+    "first", "last", "before", "after", "moves", "up", "down", "it", "does", "circles", "squares",
+    "triangles", "crosses", "to", "plate", "shown", "this", "that", "s",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PocketSpec:
+    """The shape of one embedded model. Widths are channels, layers are transformer layers."""
+
+    name: str
+    tower_width: int
+    tower_layers: int
+    tower_heads: int
+    decoder_width: int
+    decoder_layers: int
+    decoder_heads: int
+    decoder_ff: int
+
+
+SPECS: dict[str, PocketSpec] = {
+    spec.name: spec
+    for spec in (
+        PocketSpec("pocket-llava-base", 128, 6, 4, 160, 8, 5, 432),
+        PocketSpec("pocket-llava-tiny", 64, 3, 2, 64, 8, 2, 128),  # for tests and teaching
+    )
+}
+
+
+def spec(name: str) -> PocketSpec:
+    """The shape of a pocket model.
+
+    Raises:
+        ValueError: for an unknown name; the message lists the known ones.
+    """
+    if name not in SPECS:
+        raise ValueError(f"Unknown pocket model '{name}'. Known: {', '.join(SPECS)}.")
+    return SPECS[name]
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of about 110 entries; numbers are split into digits."""
+    pieces = [*WORDS, *SHAPES, *COLORS, *DIGITS, *[f"##{d}" for d in DIGITS], *"?.,:"]
+    vocabulary = {w: i for i, w in enumerate([PAD, UNK, BOS, EOS, IMAGE_TOKEN, *pieces])}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, vocabulary[BOS])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNK,
+        bos_token=BOS,
+        eos_token=EOS,
+        additional_special_tokens=[IMAGE_TOKEN],
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+
+
+def build_processor() -> LlavaProcessor:
+    """The processor of the 96x96 models: pixels to [-1, 1], `<image>` to 144 placeholders."""
+    image_processor = CLIPImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        do_center_crop=False,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    return LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=build_tokenizer(),
+        patch_size=PATCH_SIZE,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE,
+        image_token=IMAGE_TOKEN,
+    )
+
+
+def build_config(name: str) -> LlavaConfig:
+    """The Transformers configuration of a pocket model."""
+    s, tokenizer = spec(name), build_tokenizer()
+    vision = CLIPVisionConfig(
+        hidden_size=s.tower_width,
+        intermediate_size=4 * s.tower_width,
+        projection_dim=s.tower_width,
+        num_hidden_layers=s.tower_layers,
+        num_attention_heads=s.tower_heads,
+        image_size=IMAGE_SIZE,
+        patch_size=PATCH_SIZE,
+    )
+    text = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=s.decoder_width,
+        intermediate_size=s.decoder_ff,
+        num_hidden_layers=s.decoder_layers,
+        num_attention_heads=s.decoder_heads,
+        num_key_value_heads=s.decoder_heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    return LlavaConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_seq_length=VISUAL_TOKENS,
+        vision_feature_layer=-2,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=False,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def build_model(name: str) -> LlavaForConditionalGeneration:
+    """A pocket model with fresh random weights (seed with `torch.manual_seed`)."""
+    return LlavaForConditionalGeneration(build_config(name))
