@@ -1,1 +1,32 @@
+"""Pocket benchmarks: six small stand-ins for the official ones, with the official metrics."""
 
+from frugalvlm.benchmarks.base import Benchmark, Sheet, prompt
+from frugalvlm.benchmarks.pocket_gqa import POCKET_GQA
+from frugalvlm.benchmarks.pocket_mme import POCKET_MME
+from frugalvlm.benchmarks.pocket_pope import POCKET_POPE
+from frugalvlm.benchmarks.pocket_sqa import POCKET_SQA
+from frugalvlm.benchmarks.pocket_textvqa import POCKET_TEXTVQA
+from frugalvlm.benchmarks.pocket_vqav2 import POCKET_VQAV2
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "pocket-gqa": POCKET_GQA,
+    "pocket-pope": POCKET_POPE,
+    "pocket-mme": POCKET_MME,
+    "pocket-textvqa": POCKET_TEXTVQA,
+    "pocket-sqa": POCKET_SQA,
+    "pocket-vqav2": POCKET_VQAV2,
+}
+
+
+def load_benchmark(id: str) -> Benchmark:
+    """The benchmark with this id.
+
+    Raises:
+        ValueError: for an unknown id; the message lists the known ones.
+    """
+    if id not in BENCHMARKS:
+        raise ValueError(f"Unknown benchmark '{id}'. Known: {', '.join(BENCHMARKS)}.")
+    return BENCHMARKS[id]
+
+
+__all__ = ["BENCHMARKS", "Benchmark", "Sheet", "load_benchmark", "prompt"]

@@ -4,18 +4,15 @@ from frugalvlm.measure.energy import (
     GRID_FACTOR_G_PER_KWH,
     GRID_FACTOR_SOURCE,
     Energy,
-    EnergyMeter,
     carbon_g,
 )
+from frugalvlm.measure.energy_result import EnergyResult
 from frugalvlm.measure.flops import FlopCount, count_flops
 from frugalvlm.measure.hardware import describe, machine_id
 from frugalvlm.measure.latency import (
-    Arm,
     Latency,
-    PrefillDecode,
     Ratio,
     interleaved_latency,
-    prefill_decode_ms,
     ratio,
 )
 from frugalvlm.measure.memory import (
@@ -24,8 +21,10 @@ from frugalvlm.measure.memory import (
     kv_cache_bytes,
     peak_memory_bytes,
 )
+from frugalvlm.measure.meter import EnergyMeter
 from frugalvlm.measure.modelled import ModelledMeter
-from frugalvlm.measure.protocol import EnergyResult, measure_energy
+from frugalvlm.measure.prefill_decode import Arm, PrefillDecode, prefill_decode_ms
+from frugalvlm.measure.protocol import measure_energy
 
 __all__ = [
     "GRID_FACTOR_G_PER_KWH",

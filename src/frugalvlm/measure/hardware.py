@@ -13,7 +13,7 @@ import psutil
 import torch
 import transformers
 
-from frugalvlm.measure.counters import nvml_device
+from frugalvlm.measure.detect import nvml_device
 
 
 def describe(device: str | torch.device | None = None) -> dict[str, Any]:
@@ -88,6 +88,6 @@ def _gpu(device: str | torch.device | None) -> dict[str, Any] | None:
         nvml, handle = nvml_device(cuda)
         gpu["driver"] = str(nvml.nvmlSystemGetDriverVersion())
         gpu["power_cap_w"] = nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000
-    except Exception:  # noqa: BLE001  # NVML is optional: no driver library, MIG, no permission
+    except Exception:  # NVML is optional: no driver library, no permission, a MIG slice
         pass
     return gpu

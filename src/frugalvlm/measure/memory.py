@@ -79,7 +79,8 @@ def kv_cache_bytes(cache: Any) -> KVCacheBytes:
             f"{type(cache).__name__} has no layers; for an encoder-decoder cache pass its "
             "self_attention_cache and cross_attention_cache one by one"
         )
-    per_layer, storages = [], {}
+    per_layer: list[int] = []
+    storages: dict[int, int] = {}
     for layer in layers:
         if any(getattr(layer, name, None) is not None for name in _OTHER_STATE):
             raise TypeError(f"{type(layer).__name__} holds more than keys and values")

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from statistics import fmean, stdev
+from dataclasses import replace
 from typing import Protocol
 
-from frugalvlm.measure.energy import Energy, EnergyMeter, carbon_g
-from frugalvlm.measure.latency import synchronize
+from frugalvlm.measure.energy import Energy
+from frugalvlm.measure.energy_result import EnergyResult
+from frugalvlm.measure.latency import synchronize, turns
+from frugalvlm.measure.meter import EnergyMeter
 
 MIN_WINDOW_S = 10.0
 MIN_WINDOWS = 5
@@ -44,85 +45,6 @@ class Meter(Protocol):
 
     def end_window(self, name: str = ..., cancel: bool = ...) -> Energy | None:
         """Close a window."""
-
-
-@dataclass(frozen=True)
-class EnergyResult:
-    """Gross energy per call of one run over several windows.
-
-    Attributes:
-        windows: energy of every window, in order.
-        calls: how often the run was called in each window.
-        methods: method per component, see `Energy`.
-        modelled: True: never rank it.
-        idle_watts: power of the idle machine, model loaded, before and after; None: not taken.
-        reasons: why the result is not reliable; empty when it is.
-    """
-
-    windows: tuple[Energy, ...]
-    calls: tuple[int, ...]
-    methods: Mapping[str, str]
-    modelled: bool
-    idle_watts: tuple[float, float] | None
-    reasons: tuple[str, ...]
-
-    @property
-    def joules_per_call(self) -> tuple[float, ...]:
-        """One value per window, in joules."""
-        return tuple(
-            w.total_joules / calls
-            for w, calls in zip(self.windows, self.calls, strict=True)
-            if w.total_joules is not None
-        )
-
-    @property
-    def n(self) -> int:
-        """Number of windows with a figure; 0 on a machine without a counter."""
-        return len(self.joules_per_call)
-
-    @property
-    def mean_joules(self) -> float | None:
-        """Mean over windows of the energy per call, in joules; None if not measured."""
-        return fmean(self.joules_per_call) if self.n else None
-
-    @property
-    def sd_joules(self) -> float | None:
-        """Sample standard deviation over windows, in joules; None below two windows."""
-        return stdev(self.joules_per_call) if self.n > 1 else None
-
-    @property
-    def cv(self) -> float | None:
-        """Standard deviation over mean; None below two windows or at zero energy."""
-        sd, mean = self.sd_joules, self.mean_joules
-        return None if sd is None or not mean else sd / mean
-
-    @property
-    def window_s(self) -> tuple[float, ...]:
-        """Length of each window, in seconds."""
-        return tuple(w.seconds for w in self.windows)
-
-    @property
-    def net_joules(self) -> float | None:
-        """Mean energy per call above idle, in joules; shown beside the gross one, never ranked."""
-        if self.mean_joules is None or self.idle_watts is None:
-            return None
-        seconds = fmean(s / c for s, c in zip(self.window_s, self.calls, strict=True))
-        return self.mean_joules - fmean(self.idle_watts) * seconds
-
-    @property
-    def carbon_g_per_call(self) -> float | None:
-        """Grams of CO2e per call by the kit's grid factor; None if not measured."""
-        return None if self.mean_joules is None else carbon_g(self.mean_joules)
-
-    @property
-    def reliable(self) -> bool:
-        """Whether every rule of acceptance holds."""
-        return not self.reasons
-
-    @property
-    def rankable(self) -> bool:
-        """Measured (not modelled) and reliable: may be ordered against equal `methods`."""
-        return self.n > 0 and not self.modelled and self.reliable
 
 
 def measure_energy(
@@ -170,10 +92,9 @@ def measure_energy(
     shared = meter.exclusive() is False
     idle_before = _idle_watts(meter, idle_s)
     windows: dict[str, list[tuple[Energy, int]]] = {name: [] for name in runs}
-    for i in range(repeats):
-        for name in list(runs) if i % 2 == 0 else reversed(list(runs)):
-            time.sleep(cooldown_s)
-            windows[name].append(_window(meter, runs[name], min_window_s, device))
+    for name, _ in turns(runs, repeats, warmup=0):
+        time.sleep(cooldown_s)
+        windows[name].append(_window(meter, runs[name], min_window_s, device))
     idle_after = _idle_watts(meter, idle_s)
     shared = shared or meter.exclusive() is False
     idle = None if idle_before is None or idle_after is None else (idle_before, idle_after)
@@ -211,9 +132,7 @@ def _result(
 ) -> EnergyResult:
     windows, calls = zip(*taken, strict=True)
     result = EnergyResult(windows, calls, meter.methods, meter.modelled, idle, ())
-    return EnergyResult(
-        windows, calls, meter.methods, meter.modelled, idle, _reasons(result, meter.tick_s, shared)
-    )
+    return replace(result, reasons=_reasons(result, meter.tick_s, shared))
 
 
 def _reasons(result: EnergyResult, tick_s: float, shared: bool) -> tuple[str, ...]:

@@ -125,8 +125,13 @@ def relation_holds(scene: Scene, rng: np.random.Generator) -> Question | None:
     if not fitting:
         return None
     word = _pick(rng, fitting)
+    return relation_check(a, b, str(word))
+
+
+def relation_check(a: Thing, b: Thing, word: str) -> Question:
+    """Whether a relation (a key of `RELATIONS`) holds from one named thing to another."""
     text = f"is the {a.kind} {word} the {b.kind}?"
-    return Question(text, _yes(want), "relation_holds", _cells(a, b))
+    return Question(text, _yes(RELATIONS[word](a, b)), "relation_holds", _cells(a, b))
 
 
 def _opposite(word: str) -> str:

@@ -94,6 +94,7 @@ QUANTITY_KINDS: Mapping[str, str] = {
     "last_layer_share": "share of generated tokens whose oracle exit is one of the last layers",
 }
 
+_STATES = {"reproduced", "planned"}
 _T = TypeVar("_T")
 
 
@@ -143,15 +144,13 @@ class Anomaly:
 class Average:
     """How a table's printed average is made: mean of cells relative to a baseline row, in %.
 
-    ``baseline`` selects the baseline row (missing columns are taken from the row at hand).
-    ``only`` or ``exclude`` name the benchmarks that enter.
+    ``benchmark`` is the average's own name in the CSV, ``baseline`` selects the baseline row
+    (missing columns are those of the row at hand), ``exclude`` names benchmarks left out.
     """
 
     table: str
     benchmark: str
     baseline: Mapping[str, Any]
-    metric: str | None = None
-    only: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
 
 
@@ -478,9 +477,6 @@ def _check(paper: Paper) -> None:
             raise ValueError(f"layout {table.id}: its baseline is none of its rows")
 
 
-_STATES = {"reproduced", "planned"}
-
-
 def _subset(values: Any, allowed: Any, where: str) -> None:
     for value in values:
         if value not in allowed:
@@ -502,6 +498,6 @@ def _suggest(wanted: str, known: Any) -> str:
 
 def _ambiguity(key: str, frame: pd.DataFrame) -> str:
     columns = ["table", "model", "method", "visual_tokens", "benchmark", "metric", "setting"]
-    varying = [c for c in columns if frame[c].nunique(dropna=False) > 1]
+    varying = [c for c in columns if len(frame[c].drop_duplicates()) > 1]
     choices = "; ".join(f"{c}: {', '.join(map(str, frame[c].unique()[:6]))}" for c in varying)
     return f"{len(frame)} figures of {key} fit: say which ({choices})"

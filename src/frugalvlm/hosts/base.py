@@ -1,0 +1,162 @@
+"""What the surgery must know of a model family.
+
+A host answers where things are (tower, projector, decoder layers, image tokens) and how this family
+computes queries and keys. It knows no method.
+"""
+
+from __future__ import annotations
+
+import sys
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from frugalvlm.views import Reduced, Shape, UnsupportedError
+
+
+@dataclass(frozen=True)
+class ImageLayout:
+    """One image of a prompt.
+
+    Attributes:
+        row: batch row.
+        slots: positions of its placeholders in the prompt, ascending.
+        crops: indices of its crops in the tower's batch.
+        grid: rows and columns of tiles (LLaVA-NeXT), (0, 0) for a single crop.
+    """
+
+    row: int
+    slots: tuple[int, ...]
+    crops: tuple[int, ...]
+    grid: tuple[int, int] = (0, 0)
+
+
+class Host(ABC):
+    """A Transformers vision-language model, seen as tower, projector and decoder."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+
+    @property
+    @abstractmethod
+    def inner(self) -> nn.Module:
+        """The multimodal model without the language-modelling head."""
+
+    @property
+    @abstractmethod
+    def tower(self) -> nn.Module:
+        """The vision tower."""
+
+    @property
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """The module between tower features and word embeddings."""
+
+    @property
+    @abstractmethod
+    def language_model(self) -> nn.Module:
+        """The decoder, with `layers`."""
+
+    @property
+    @abstractmethod
+    def shape(self) -> Shape:
+        """Sizes and abilities, for checks before any computing."""
+
+    @property
+    @abstractmethod
+    def feature_module(self) -> nn.Module:
+        """The tower layer whose output are the features."""
+
+    @property
+    def feature_attention(self) -> nn.Module:
+        """Self-attention of the feature layer."""
+        return self.feature_module.self_attn
+
+    @abstractmethod
+    def images(self, placeholders: Tensor, inputs: dict) -> list[ImageLayout]:
+        """The images of a prompt, in the order of their crops.
+
+        Args:
+            placeholders: bool [batch, length] on the CPU.
+            inputs: the keyword arguments of the call.
+        """
+
+    def order(self, image: ImageLayout, reduced: Reduced) -> Int[Tensor, " kept"] | None:
+        """The order in which the language model reads an image's reduced tokens.
+
+        Indices into the image's crops x kept tokens, flattened; None for that very order.
+        """
+        return None
+
+    def tower_heads(
+        self, projected: Float[Tensor, "crops positions width"]
+    ) -> Float[Tensor, "crops heads positions head_dim"]:
+        """Split a tower projection into heads."""
+        attention = self.feature_attention
+        return projected.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    @property
+    def tower_scale(self) -> float:
+        """The factor on q.k in the tower's attention."""
+        return float(self.feature_attention.scale)
+
+    def attention_rows(
+        self,
+        attention: nn.Module,
+        hidden: Float[Tensor, "batch length width"],
+        raw_keys: Float[Tensor, "batch length width"],
+        position_embeddings: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        queries: Int[Tensor, "batch queries"],
+    ) -> Float[Tensor, "batch heads queries length"]:
+        """Attention of chosen rows of a decoder layer, exactly as the layer computes it.
+
+        Args:
+            attention: the layer's self-attention module.
+            hidden: what went into it.
+            raw_keys: its key projection (before the rotary embedding).
+            position_embeddings: cosines and sines of the whole sequence.
+            mask: what the layer got: None (causal), 2-D padding, or 4-D bool or additive.
+            queries: positions whose rows are wanted.
+        """
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
+        head_dim = attention.head_dim
+        batch, length = hidden.shape[:2]
+        index = queries[..., None].expand(-1, -1, hidden.shape[-1])
+        q = attention.q_proj(hidden.gather(1, index)).unflatten(-1, (-1, head_dim))
+        k = raw_keys.unflatten(-1, (-1, head_dim))
+        # Families that normalise queries and keys (Qwen3) do so per head, before rotating.
+        q = getattr(attention, "q_norm", nn.Identity())(q).transpose(1, 2)
+        k = getattr(attention, "k_norm", nn.Identity())(k).transpose(1, 2)
+        cos, sin = (t.expand(batch, -1, -1) for t in position_embeddings)
+        at = queries[..., None].expand(-1, -1, cos.shape[-1])
+        q, _ = rotate(q, q, cos.gather(1, at), sin.gather(1, at))
+        k, _ = rotate(k, k, cos, sin)
+        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
+        logits = (q @ k.transpose(-1, -2) * attention.scaling).float()
+        hidden_keys = torch.arange(length, device=q.device) > queries[:, None, :, None]
+        if mask is not None and mask.ndim == 2:
+            hidden_keys = hidden_keys | (mask[:, None, None, :length] == 0)
+        elif mask is not None:
+            rows = queries[:, None, :, None].expand(-1, -1, -1, length)
+            picked = mask[..., :length].expand(batch, -1, -1, -1).gather(2, rows)
+            hidden_keys = hidden_keys | (~picked if picked.dtype == torch.bool else picked < -1.0)
+        return logits.masked_fill(hidden_keys, torch.finfo(logits.dtype).min).softmax(-1)
+
+
+def encoder_layers(tower: nn.Module) -> nn.ModuleList:
+    """The transformer layers of a vision tower, wherever its class keeps them.
+
+    Raises:
+        UnsupportedError: when there is no `encoder.layers`.
+    """
+    for name, module in tower.named_modules():
+        if name.endswith("encoder.layers") and isinstance(module, nn.ModuleList):
+            return module
+    raise UnsupportedError(
+        f"{type(tower).__name__} has no encoder.layers; known towers are CLIP and SigLIP."
+    )

@@ -1,0 +1,114 @@
+"""The kinds of methods, and the one call that puts a method on a model.
+
+A method is a frozen dataclass of the paper's hyper-parameters. It keeps no state between calls:
+`on` returns a context manager that owns all state, and a trace of what was kept.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from torch import Tensor
+
+from frugalvlm.views import BudgetError, EncoderView, Kept, LayerView, Reduced, Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from frugalvlm.trace import Trace
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """A way to make a vision-language model cheaper.
+
+    Attributes:
+        key: the method's one name everywhere (file, records, tables).
+    """
+
+    key: ClassVar[str]
+    needs_cls: ClassVar[bool] = False  # works only with a vision tower that has a [CLS] token
+
+    @classmethod
+    @abstractmethod
+    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
+        """The method's own hyper-parameters for a number of visual tokens per crop.
+
+        Args:
+            kept_tokens: visual tokens to keep, per crop.
+            total_tokens: visual tokens of an untouched crop.
+
+        Raises:
+            BudgetError: when `kept_tokens` is not in 1..`total_tokens`.
+        """
+
+    def check(self, shape: Shape) -> None:  # noqa: B027 - a method may have nothing to refuse
+        """Refuse, before any computing, a model or a budget that cannot work.
+
+        Raises:
+            UnsupportedError: the model lacks what the method needs.
+            BudgetError: the budget does not fit the model.
+        """
+
+    def on(
+        self, model: PreTrainedModel, placeholders: Tensor | None = None
+    ) -> AbstractContextManager[Trace]:
+        """Run the model with this method inside a `with` block.
+
+        Args:
+            model: an unmodified Transformers vision-language model.
+            placeholders: bool [batch, length] on the CPU, where the prompt holds visual tokens;
+                needed only for inputs without values (meta tensors).
+
+        Returns:
+            A context manager that gives the trace. After it the model is as before.
+
+        Raises:
+            UnsupportedError: for a model family that no host knows, or a missing ability.
+            BudgetError: for a budget that does not fit the model.
+        """
+        from frugalvlm.surgery import operate  # the surgery knows hosts; methods do not
+
+        return operate(self, model, placeholders)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and hyper-parameters, as records keep them."""
+        return {"method": self.key, **asdict(self)}
+
+
+class EncoderReducer(Method):
+    """Acts between vision tower and language model: selects and merges patch tokens."""
+
+    @abstractmethod
+    def reduce(self, view: EncoderView) -> Reduced:
+        """The tokens to hand over."""
+
+
+class LayerReducer(Method):
+    """Acts before decoder layers: visual tokens that are dropped are gone from there on."""
+
+    @abstractmethod
+    def layers(self, decoder_layers: int) -> tuple[int, ...]:
+        """The decoder layers (0-based) before which tokens are dropped, ascending."""
+
+    @abstractmethod
+    def keep(self, view: LayerView) -> Kept:
+        """The visual tokens that stay."""
+
+
+def check_budget(kept_tokens: int, total_tokens: int) -> None:
+    """Refuse a budget that is not in 1..`total_tokens`.
+
+    Raises:
+        BudgetError: with the range that works.
+    """
+    if isinstance(kept_tokens, bool) or not isinstance(kept_tokens, int):
+        raise BudgetError(f"A budget is a whole number of visual tokens, got {kept_tokens!r}.")
+    if not 1 <= kept_tokens <= total_tokens:
+        raise BudgetError(
+            f"A budget of {kept_tokens} visual tokens is impossible here: "
+            f"choose 1 to {total_tokens}."
+        )

@@ -1,0 +1,132 @@
+"""VisionZip: dominant tokens by encoder attention, contextual tokens by merging the rest.
+
+In the deep layers of the vision tower nearly all attention goes to a few tokens. VisionZip keeps
+those, folds all others into a few contextual tokens by key similarity, and hands the short sequence
+to an untouched language model.
+
+Paper: Yang et al., arXiv:2412.04467 (CVPR 2025), section 3. Code read: dvlab-research/VisionZip at
+3151f6d, `visionzip/clip_encoder.py`.
+
+1. s_j = attention of [CLS] to patch j, summed over heads, in the layer that gives the features.
+   Towers without [CLS] (SigLIP): s_j = attention that j receives, mean over heads and queries.
+2. Dominant: [CLS] itself and the D-1 patches with the largest s, in raster order.
+3. M = key projections of that layer, averaged over heads, L2-normalised.
+4. Contextual targets: every (rest // C)-th of the remaining patches, the first C of them.
+5. Each other remaining patch joins the target with the most similar key (cosine).
+6. contextual = target + mean of the patches that joined it.
+7. [CLS], dominant, contextual go through the projector; positions are renumbered.
+
+Complexity: one query row and a (rest x C) similarity.
+Deviations: step 6 is what the released code does; the mean of the whole group, as the paper's
+prose suggests, is `merge="mean"` (`visionzip_mean`). C = 0 and D + C >= patches are defined here
+(no merging; nothing to compress), the released code fails on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from frugalvlm.methods.base import EncoderReducer, check_budget
+from frugalvlm.views import CLS_SOURCE, MERGED_SOURCE, EncoderView, Reduced, Shape, UnsupportedError
+
+# Table 8 and 9: (dominant with [CLS], contextual) of the paper's budgets per crop.
+PAPER_BUDGETS = {192: (162, 30), 128: (108, 20), 64: (54, 10), 32: (27, 5)}
+
+
+@dataclass(frozen=True)
+class VisionZip(EncoderReducer):
+    """Keep `dominant` tokens ([CLS] counts as one) and `contextual` merged ones, per crop."""
+
+    key: ClassVar[str] = "visionzip"
+    dominant: int  # D, 54 at 64 tokens
+    contextual: int  # C, 10 at 64 tokens
+    merge: Literal["target_plus_mean", "mean"] = "target_plus_mean"
+    score: Literal["auto", "cls", "received"] = "auto"  # auto: [CLS] where there is one
+
+    @classmethod
+    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
+        """The paper's split of a budget: 54 + 10 of 64 (about 16 % contextual)."""
+        check_budget(kept_tokens, total_tokens)
+        if kept_tokens == total_tokens:
+            return cls(kept_tokens, 0)
+        if total_tokens == 576 and kept_tokens in PAPER_BUDGETS:
+            return cls(*PAPER_BUDGETS[kept_tokens])
+        contextual = round(kept_tokens * 10 / 64)
+        return cls(kept_tokens - contextual, contextual)
+
+    def check(self, shape: Shape) -> None:
+        """`dominant + contextual` must be in 1..patches."""
+        if self.dominant < 1 or self.contextual < 0:
+            raise UnsupportedError("visionzip needs dominant >= 1 and contextual >= 0.")
+        check_budget(self.dominant + self.contextual, shape.patches)
+        if self.score == "cls" and not shape.has_cls:
+            raise UnsupportedError(
+                "visionzip with score='cls' needs a [CLS] token and this vision tower has none; "
+                "use score='received'."
+            )
+
+    def reduce(self, view: EncoderView) -> Reduced:
+        """[CLS], dominant patches in raster order, contextual tokens in target order."""
+        if self.dominant + self.contextual >= view.patch_count:
+            every = torch.arange(view.patch_count, device=view.patches.device)
+            return Reduced(view.patches, every.expand(view.crops, -1))
+        by_cls = self.score == "cls" or (self.score == "auto" and view.has_cls)
+        score = view.cls_attention.sum(1) if by_cls else view.received_attention
+        patches_kept = self.dominant - int(view.has_cls)
+        order = score.argsort(dim=-1, descending=True, stable=True)
+        dominant = order[:, :patches_kept].sort(-1).values
+        rest = order[:, patches_kept:].sort(-1).values
+
+        parts, source = [_pick(view.patches, dominant)], [dominant]
+        if view.has_cls:
+            parts.insert(0, view.cls)
+            source.insert(0, torch.full_like(dominant[:, :1], CLS_SOURCE))
+        merged_into = None
+        if self.contextual:
+            contextual, slots = self._merge(view, rest)
+            parts.append(contextual)
+            source.append(torch.full_like(slots[:, : self.contextual], MERGED_SOURCE))
+            merged_into = torch.full_like(order, -1).scatter(1, rest, slots + self.dominant)
+        return Reduced(torch.cat(parts, 1), torch.cat(source, 1), merged_into)
+
+    def _merge(
+        self, view: EncoderView, rest: Int[Tensor, "crops rest"]
+    ) -> tuple[Float[Tensor, "crops contextual width"], Int[Tensor, "crops rest"]]:
+        """Contextual tokens, and the contextual token that each remaining patch went to."""
+        count, width = rest.shape[1], view.patches.shape[-1]
+        target = torch.arange(count, device=rest.device)[:: max(1, count // self.contextual)]
+        target = target[: self.contextual]
+        metric = normalize(_pick(view.keys.mean(1), rest), dim=-1)
+        slots = (metric @ metric[:, target].transpose(-1, -2)).argmax(-1)
+        # A target belongs to itself and takes no part in the mean.
+        slots[:, target] = torch.arange(len(target), device=rest.device)
+        joins = torch.ones_like(slots).index_fill(1, target, 0)
+        features = _pick(view.patches, rest)
+        total = features.new_zeros(view.crops, self.contextual, width).scatter_add(
+            1, slots[..., None].expand(-1, -1, width), features * joins[..., None]
+        )
+        members = torch.zeros_like(slots[:, : self.contextual]).scatter_add(1, slots, joins)
+        own = features[:, target]
+        if self.merge == "mean":
+            return (own + total) / (members + 1)[..., None], slots
+        return own + total / members.clamp(min=1)[..., None], slots
+
+
+@dataclass(frozen=True)
+class VisionZipMean(VisionZip):
+    """The variant whose contextual token is the true mean of its group."""
+
+    key: ClassVar[str] = "visionzip_mean"
+    merge: Literal["target_plus_mean", "mean"] = "mean"
+
+
+def _pick(
+    values: Float[Tensor, "crops patches width"], index: Int[Tensor, "crops kept"]
+) -> Float[Tensor, "crops kept width"]:
+    return values.gather(1, index[..., None].expand(-1, -1, values.shape[-1]))

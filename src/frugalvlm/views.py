@@ -1,0 +1,247 @@
+"""What hosts show to methods, and what methods answer.
+
+A *view* is one image batch at one place of the model. Its scores are computed when asked for, from
+the query rows that are needed, so the model itself keeps running SDPA or flash attention and never
+materialises an attention map. Views and answers are the only things that methods and hosts share.
+
+Axes: `crops` are pictures as the vision tower sees them (one per image in LLaVA-1.5, one base and
+several tiles in LLaVA-NeXT), `images` are pictures as the prompt sees them, `patches` the tower's
+patch tokens, `visual` the visual tokens still present at a decoder layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+CLS_SOURCE = -1  # in `Reduced.source`: the tower's [CLS] token
+MERGED_SOURCE = -2  # in `Reduced.source`: a token made by merging, at no single place
+
+
+class UnsupportedError(ValueError):
+    """A method asks for something that this model, input or setting cannot give."""
+
+
+class BudgetError(ValueError):
+    """A number of visual tokens that cannot be kept."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a method may know of a model before any computing: sizes and abilities."""
+
+    patches: int  # patch tokens per crop
+    grid: tuple[int, int]  # rows and columns of patches
+    decoder_layers: int
+    has_cls: bool  # whether the vision tower has a [CLS] token
+
+
+class EncoderView:
+    """One batch of crops between the vision tower and the projector.
+
+    Built by a host; methods read it. Attention is that of the tower layer whose output the model
+    uses as features (LLaVA-1.5: layer 23 of 24).
+    """
+
+    def __init__(
+        self,
+        patches: Float[Tensor, "crops patches width"],
+        cls: Float[Tensor, "crops 1 width"] | None,
+        grid: tuple[int, int],
+        hidden: Float[Tensor, "crops positions width"],
+        queries_of: Callable[[Tensor], Float[Tensor, "crops heads rows head_dim"]],
+        raw_keys: Float[Tensor, "crops heads positions head_dim"],
+        scale: float,
+        pixels: Tensor | None,
+    ) -> None:
+        self.patches = patches
+        self.grid = grid
+        self._cls = cls
+        self._hidden = hidden
+        self._queries_of = queries_of
+        self._raw_keys = raw_keys
+        self._scale = scale
+        self._pixels = pixels
+
+    @property
+    def crops(self) -> int:
+        """Number of crops."""
+        return self.patches.shape[0]
+
+    @property
+    def patch_count(self) -> int:
+        """Patch tokens per crop."""
+        return self.patches.shape[1]
+
+    @property
+    def cls(self) -> Float[Tensor, "crops 1 width"]:
+        """The [CLS] token's features.
+
+        Raises:
+            UnsupportedError: when the tower has none.
+        """
+        if self._cls is None:
+            raise UnsupportedError("This vision tower has no [CLS] token (for example SigLIP).")
+        return self._cls
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the tower has a [CLS] token."""
+        return self._cls is not None
+
+    @cached_property
+    def keys(self) -> Float[Tensor, "crops heads patches head_dim"]:
+        """Raw key projections of the patches (bias included, not scaled)."""
+        return self._raw_keys[:, :, int(self.has_cls) :]
+
+    @cached_property
+    def cls_attention(self) -> Float[Tensor, "crops heads patches"]:
+        """Attention from [CLS] to every patch, after the softmax over all positions.
+
+        One query row: q of [CLS] times all keys. Exact, O(patches) memory.
+        """
+        self.cls  # noqa: B018 - raises when there is no [CLS]
+        rows = self._attention(self._hidden[:, :1])
+        return rows[:, :, 0, 1:]
+
+    @cached_property
+    def received_attention(self) -> Float[Tensor, "crops patches"]:
+        """Attention that each patch receives, averaged over heads and all queries.
+
+        Query rows go in chunks, so memory stays linear in the number of positions.
+        """
+        positions = self._hidden.shape[1]
+        total = torch.zeros_like(self._raw_keys[:, 0, :, 0], dtype=torch.float32)
+        for start in range(0, positions, 64):
+            rows = self._attention(self._hidden[:, start : start + 64])
+            total = total + rows.sum(dim=2).mean(dim=1)
+        return (total / positions)[:, int(self.has_cls) :]
+
+    @cached_property
+    def fingerprint(self) -> Int[Tensor, " crops"]:
+        """A whole number that depends on the crop's pixels only.
+
+        Random methods seed from it: the same picture gives the same choice in any batch.
+        """
+        if self._pixels is None:
+            raise UnsupportedError("Random selection needs pixel_values; features were given.")
+        flat = (self._pixels.flatten(1) * 512).round().to(torch.int64)
+        weights = torch.arange(flat.shape[1], device=flat.device) % 65_521 + 1
+        return (flat * weights).sum(1)
+
+    def _attention(
+        self, rows: Float[Tensor, "crops rows width"]
+    ) -> Float[Tensor, "crops heads rows positions"]:
+        logits = self._queries_of(rows) @ self._raw_keys.transpose(-1, -2) * self._scale
+        return logits.float().softmax(-1)
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """An encoder reducer's answer: the tokens to hand to the projector.
+
+    Attributes:
+        tokens: [crops, kept, width] features, in the order in which the language model reads them.
+        source: [crops, kept] patch each token stands for, or `CLS_SOURCE` / `MERGED_SOURCE`.
+        merged_into: [crops, patches] slot in `tokens` that a patch was folded into, -1 for none.
+    """
+
+    tokens: Float[Tensor, "crops kept width"]
+    source: Int[Tensor, "crops kept"]
+    merged_into: Int[Tensor, "crops patches"] | None = None
+
+
+class LayerView:
+    """The visual tokens of every image just before a decoder layer.
+
+    Attributes:
+        layer: the decoder layer that comes next (0-based).
+        visual: [images, visual] positions of the visual tokens in the current sequence.
+        counts: how many of these each image really has; slots behind them are padding.
+        crops: crops of each image (LLaVA-1.5: 1), so that a budget per crop can be applied.
+        rows: [images] batch row of each image.
+    """
+
+    def __init__(
+        self,
+        layer: int,
+        hidden: Float[Tensor, "batch length width"],
+        visual: Int[Tensor, "images visual"],
+        counts: tuple[int, ...],
+        crops: tuple[int, ...],
+        rows: Int[Tensor, " images"],
+        last: Int[Tensor, " batch"],
+        attention_of: Callable[[Tensor], Float[Tensor, "batch heads queries length"]],
+    ) -> None:
+        self.layer = layer
+        self.visual = visual
+        self.counts = counts
+        self.crops = crops
+        self.rows = rows
+        self._hidden = hidden
+        self._last = last
+        self._attention_of = attention_of
+
+    @property
+    def tokens(self) -> Float[Tensor, "images visual width"]:
+        """Hidden states of the visual tokens."""
+        return self._hidden[self.rows[:, None], self.visual]
+
+    @cached_property
+    def last_token_attention(self) -> Float[Tensor, "images heads visual"]:
+        """Attention from the last prompt token to the visual tokens, in the layer before.
+
+        One query row per prompt, softmax over all keys that it may see; padding slots hold -1.
+        """
+        return self.attention_from(self._last[:, None])[:, :, 0]
+
+    def attention_from(
+        self, queries: Int[Tensor, "batch queries"]
+    ) -> Float[Tensor, "images heads queries visual"]:
+        """Attention from chosen positions of each prompt to the visual tokens, layer before."""
+        per_prompt = self._attention_of(queries)[self.rows]
+        index = self.visual[:, None, None].expand(-1, *per_prompt.shape[1:3], -1)
+        picked = per_prompt.gather(-1, index)
+        if len(set(self.counts)) == 1:
+            return picked
+        slot = torch.arange(self.visual.shape[1], device=picked.device)
+        real = slot < torch.tensor(self.counts, device=picked.device)[:, None]
+        return picked.masked_fill(~real[:, None, None], -1.0)
+
+    def per_crop(self, kept_tokens: int) -> tuple[int, ...]:
+        """A budget per crop as a budget per image, never above what the image still has."""
+        return tuple(
+            min(kept_tokens * crops, count)
+            for crops, count in zip(self.crops, self.counts, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A layer reducer's answer: which of the current visual tokens stay.
+
+    Attributes:
+        index: [images, kept] into the view's `visual` axis; the first `counts[i]` of row i are
+            ascending and stay, the others are padding.
+        counts: how many tokens each image keeps.
+    """
+
+    index: Int[Tensor, "images kept"]
+    counts: tuple[int, ...]
+
+
+def keep_top(score: Float[Tensor, "images visual"], counts: tuple[int, ...]) -> Kept:
+    """Keep the `counts[i]` visual tokens of image i with the largest score, in order."""
+    index = score.topk(max(counts), dim=-1).indices
+    if len(set(counts)) > 1:
+        rank = torch.arange(index.shape[1], device=index.device)
+        limit = torch.tensor(counts, device=index.device)[:, None]
+        index = index.masked_fill(rank >= limit, score.shape[1])
+        index = index.sort(-1).values.clamp(max=score.shape[1] - 1)
+        return Kept(index, counts)
+    return Kept(index.sort(-1).values, counts)
