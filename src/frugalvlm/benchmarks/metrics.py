@@ -63,8 +63,8 @@ def option_letter(answer: str, letters: str = "ABCD") -> str | None:
     One deviation: a letter alone or before a period counts in lower case too, because the pocket
     tokenizer knows no upper case.
     """
-    text = answer.replace("\n", ". ")
-    if (alone := text.strip().upper()) in set(letters):
+    text = answer.strip().replace("\n", ". ")
+    if (alone := text.upper()) in set(letters):
         return alone
     if text[:1].upper() in set(letters) and text[1:3] == ". ":
         return text[0].upper()
@@ -97,7 +97,7 @@ someone's something'd something'd've something'll that's there'd there'd've ther
 they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've
 when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't
 would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+""".split()  # noqa: SIM905
 # The list repairs a word in which exactly one apostrophe is missing.
 _CONTRACTIONS = {
     word[:i] + word[i + 1 :]: word for word in _CONTRACTED for i, c in enumerate(word) if c == "'"

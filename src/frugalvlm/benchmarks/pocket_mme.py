@@ -11,8 +11,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from frugalvlm.benchmarks.base import (
-    Asked, Benchmark, Row, Sheet, category_accuracy, sum_per_image,
-)  # fmt: skip
+    Asked,
+    Benchmark,
+    Row,
+    Sheet,
+    category_accuracy,
+    sum_per_image,
+)
 from frugalvlm.benchmarks.metrics import mme_label, mme_score
 from frugalvlm.pocket.questions import (
     RELATIONS,

@@ -12,8 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from frugalvlm.benchmarks.base import (
-    Asked, Benchmark, Row, Sheet, category_accuracy, sum_per_image,
-)  # fmt: skip
+    Asked,
+    Benchmark,
+    Row,
+    Sheet,
+    category_accuracy,
+    sum_per_image,
+)
 from frugalvlm.benchmarks.metrics import f1, pope_label
 from frugalvlm.pocket.questions import absent_pair, presence, present_pairs
 from frugalvlm.pocket.scenes import Scene

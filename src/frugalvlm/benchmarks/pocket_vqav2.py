@@ -12,15 +12,17 @@ from frugalvlm.pocket.scenes import Scene
 CATEGORIES = ("yes/no", "number", "other")  # VQAv2's answer types
 YES_NO = ("kind_present", "color_check", "count_check")
 OTHER = ("kind_of", "color_at", "kind_at", "color_of")
+COUNTS = ("1", "2", "3", "4")  # left alone, more than half of the answers would be 1
 
 
 def _ask(scene: Scene, number: int, rng: np.random.Generator) -> Asked | None:
-    """One question of each answer type; families take turns, and so do yes and no."""
+    """One question of each answer type; families, counts, and yes and no take turns."""
     cycle, turn = divmod(number, len(YES_NO))
+    round_, count = divmod(number, len(COUNTS))
     questions = (
         ask_for(FAMILIES[YES_NO[turn]], scene, rng, ("yes", "no")[cycle % 2]),
-        ask_for(FAMILIES["count"], scene, rng),
-        ask_for(FAMILIES[OTHER[number % len(OTHER)]], scene, rng),
+        ask_for(FAMILIES["count"], scene, rng, COUNTS[count]),
+        ask_for(FAMILIES[OTHER[round_ % len(OTHER)]], scene, rng),
     )
     asked = [(c, q) for c, q in zip(CATEGORIES, questions, strict=True) if q is not None]
     return asked if len(asked) == len(CATEGORIES) else None

@@ -45,7 +45,7 @@ class Stage:
 STAGES: dict[str, tuple[Stage, ...]] = {
     "pocket-llava-base": (
         Stage("tower", ("tower",), 1700, 64, 1.5e-3, 100),
-        Stage("tune", ("projector", "decoder"), 3000, 16, 1.5e-3, 100, 20, 300),
+        Stage("tune", ("projector", "decoder"), 2600, 16, 1.5e-3, 100, 20, 200),
         Stage("joint", ("tower", "projector", "decoder"), 300, 16, 3e-4, 50, 20),
     ),
     "pocket-llava-tiny": (
@@ -205,7 +205,7 @@ class _objective:
         self.model, self.stage, self.device, self.seed = model, stage, device, seed
         self.extra_modules: list[nn.Module] = []
         if stage.questions:
-            self.encode = _Encoder(tokenizer)
+            self.encode = QuestionEncoder(tokenizer)
         else:
             self.tower = TowerObjective(
                 model.model.vision_tower, model.config.vision_config.hidden_size
@@ -228,7 +228,7 @@ class _objective:
         return training_questions(scene, rng, self.stage.questions)
 
 
-class _Encoder:
+class QuestionEncoder:
     """Question and answer as tokens, as the processor would give them for a whole prompt."""
 
     def __init__(self, tokenizer: Callable) -> None:

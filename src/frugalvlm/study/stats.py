@@ -3,7 +3,8 @@
 Questions about one picture stand or fall together, so pictures are drawn, not questions. Two runs
 on the same questions share every draw (paired), and different benchmarks are drawn independently.
 A draw is a vector of weights, one count per picture, and a metric is computed from weighted sums;
-nothing is scored twice. Intervals are percentile intervals (Efron and Tibshirani 1993, ch. 13).
+nothing is scored twice. Intervals are percentile intervals (Efron and Tibshirani 1993, ch. 13); a
+sheet without a single error has no spread to draw from, so its interval is a point.
 """
 
 from __future__ import annotations
@@ -124,8 +125,10 @@ def _mean(combine: Callable, pairs: Pairs, resamples: int, seed: int, level: flo
         weights = _weights(len(a.image_ids), resamples, [seed, zlib.crc32(name.encode())])
         values.append(float(combine(a.headline, b.headline, a.headline_max)))
         draws.append(combine(_draws(a, weights), _draws(b, weights), a.headline_max))
+    zero = [name for name, value in zip(pairs, values, strict=True) if math.isnan(value)]
+    where = f" on {', '.join(zero)}" if zero else ""
     sheets = [a for a, _ in pairs.values()]
-    return _estimate(float(np.mean(values)), np.mean(draws, axis=0), sheets, level)
+    return _estimate(float(np.mean(values)), np.mean(draws, axis=0), sheets, level, where)
 
 
 def _same_questions(a: Sheet, b: Sheet, name: str = "") -> None:
@@ -138,7 +141,9 @@ def _same_questions(a: Sheet, b: Sheet, name: str = "") -> None:
         )
 
 
-def _estimate(value: float, draws: np.ndarray, sheets: list[Sheet], level: float) -> Estimate:
+def _estimate(
+    value: float, draws: np.ndarray, sheets: list[Sheet], level: float, where: str = ""
+) -> Estimate:
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}.")
     n_questions = sum(len(s.correct) for s in sheets)
@@ -147,7 +152,7 @@ def _estimate(value: float, draws: np.ndarray, sheets: list[Sheet], level: float
     reason = ""
     defined = draws[~np.isnan(draws)]
     if math.isnan(value):
-        reason = "the untouched model scores zero, so there is nothing to retain"
+        reason = f"the untouched model scores zero{where}, so there is nothing to retain"
     elif min(len(s.image_ids) for s in sheets) < 2:
         reason = "one picture gives no interval"
     else:

@@ -1,0 +1,22 @@
+"""The problems that the kit knows: each is one sentence that names the remedy."""
+
+from __future__ import annotations
+
+from frugalvlm.loading import WeightsError
+from frugalvlm.study.notebooks import NotebookError
+from frugalvlm.study.papers import UnknownPaperError
+from frugalvlm.study.records import MixedSettingError, RecordError
+from frugalvlm.study.reproduce import ScaleError
+from frugalvlm.views import BudgetError, UnsupportedError
+
+KNOWN: tuple[type[Exception], ...] = (
+    BudgetError,
+    FileNotFoundError,
+    MixedSettingError,
+    NotebookError,
+    RecordError,
+    ScaleError,
+    UnknownPaperError,
+    UnsupportedError,
+    WeightsError,
+)

@@ -1,0 +1,168 @@
+"""One call that loads a model and its processor: embedded, local, or from the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from frugalvlm.paths import data_dir
+from frugalvlm.pocket.models import SPECS
+
+HASHES = "SHA256SUMS.json"
+
+# What a full-scale checkpoint asks for in bfloat16: gigabytes on disk, gigabytes of GPU memory
+# (weights, activations and the KV cache of one prompt). Parameters times two, and some room.
+FULL_SCALE_NEEDS: dict[str, tuple[float, float]] = {
+    "llava-hf/llava-1.5-7b-hf": (14.1, 16.0),
+    "llava-hf/llava-1.5-13b-hf": (26.7, 30.0),
+    "llava-hf/llava-v1.6-vicuna-7b-hf": (14.1, 20.0),
+    "llava-hf/llava-v1.6-vicuna-13b-hf": (26.7, 34.0),
+}
+
+
+class WeightsError(OSError):
+    """Weights that are missing, damaged or out of reach; the message names the remedy."""
+
+
+def models_dir() -> Path:
+    """The folder of the embedded models."""
+    return data_dir() / "models"
+
+
+def load_vlm(
+    name: str,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype | None = None,
+    attn_implementation: str = "sdpa",
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """Load a vision-language model and its processor, ready for inference.
+
+    Args:
+        name: an embedded model (`pocket-llava-base`), a folder, or a Hub id
+            (`llava-hf/llava-1.5-7b-hf`).
+        revision: branch, tag or commit on the Hub.
+        device: "cpu", "cuda", "cuda:1", ...
+        dtype: float type of the weights; float32 for embedded models, the checkpoint's otherwise.
+        attn_implementation: "sdpa", "eager" or "flash_attention_2".
+
+    Raises:
+        WeightsError: weights are missing, damaged or cannot be fetched; says what to do.
+    """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise WeightsError(
+            f"No GPU was found for device='{device}'; use device='cpu' or a CUDA build of torch."
+        )
+    source, options = _locate(name, revision)
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=dtype or "auto", attn_implementation=attn_implementation, **options
+        )
+        processor = AutoProcessor.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        if Path(source).is_dir():
+            raise WeightsError(
+                f"{source} does not hold a loadable model ({_first_line(error)}); it needs "
+                "config.json, safetensors weights and the processor's files."
+            ) from error
+        raise WeightsError(_out_of_reach(name, error)) from error
+    # Left padding: with it the last position of every row is the one to continue from.
+    processor.tokenizer.padding_side = "left"
+    return model.to(device).eval(), processor
+
+
+def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    if name in SPECS:
+        folder = models_dir() / name
+        verify(folder)
+        return str(folder), {"local_files_only": True}
+    if Path(name).is_dir():
+        return name, {"local_files_only": True}
+    if name.startswith("pocket-"):
+        raise WeightsError(f"Unknown embedded model '{name}'. Known: {', '.join(SPECS)}.")
+    if name.count("/") != 1:
+        raise WeightsError(
+            f"'{name}' is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
+            "form owner/name."
+        )
+    return name, {"revision": revision}
+
+
+def verify(folder: Path) -> dict[str, str]:
+    """Check an embedded model against its hashes and return them.
+
+    Raises:
+        WeightsError: when a file is missing or differs.
+    """
+    remedy = (
+        f"restore it with `git checkout -- {folder}`, or train it anew with "
+        f"`invoke train --model {folder.name}`"
+    )
+    sums = folder / HASHES
+    if not sums.is_file():
+        raise WeightsError(f"The embedded model {folder.name} is not in {folder}: {remedy}.")
+    hashes: dict[str, str] = json.loads(sums.read_text())
+    for file, expected in hashes.items():
+        path = folder / file
+        if not path.is_file() or file_hash(path) != expected:
+            what = "differs from its recorded hash" if path.is_file() else "is missing"
+            raise WeightsError(f"{path} {what}: {remedy}.")
+    return hashes
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_hash(name: str, revision: str | None = None) -> str:
+    """What identifies a model's weights in a record: a hash, or Hub id and revision."""
+    if name in SPECS:
+        return verify(models_dir() / name)["model.safetensors"][:16]
+    if Path(name).is_dir():
+        files = sorted(Path(name).glob("*.safetensors"))
+        return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()[:16]
+    return f"{name}@{revision or 'main'}"
+
+
+def save_vlm(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
+    """Write an embedded model: half-precision safetensors, processor, hashes.
+
+    Weights are stored in float16 to keep the repository small and load as float32.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    half = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()}
+    model.save_pretrained(folder, state_dict=half)
+    processor.save_pretrained(folder)
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
+    hashes = {p.name: file_hash(p) for p in files if p.name != HASHES}
+    (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _out_of_reach(name: str, error: Exception) -> str:
+    disk, memory = FULL_SCALE_NEEDS.get(name, (None, None))
+    needs = (
+        f" It needs about {disk:.0f} GB of disk and {memory:.0f} GB of GPU memory in bfloat16."
+        if disk and memory
+        else ""
+    )
+    return (
+        f"Cannot load '{name}' ({_first_line(error)}): run `hf download {name}` on a machine with "
+        f"internet access, then pass the id again or the folder.{needs}"
+    )

@@ -1,0 +1,473 @@
+"""Running methods on benchmarks and measuring them; each run leaves one record.
+
+Answers are appended to a log as they come, so a run that was killed continues where it stopped.
+A complete record of the same request, made by the same code on the same machine, is used again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, ProcessorMixin
+
+from frugalvlm import measure
+from frugalvlm.benchmarks import Benchmark, load_benchmark, prompt
+from frugalvlm.hosts import host_for
+from frugalvlm.methods import Method, method_class
+from frugalvlm.study import records, stats
+from frugalvlm.study.costs import prefill_costs
+
+BATCH_SIZE = 32
+CODE_ALWAYS = (
+    "surgery.py", "views.py", "trace.py", "loading.py", "hosts", "methods/base.py", "benchmarks",
+    "pocket/scenes.py", "pocket/questions.py", "study/runs.py",
+)  # fmt: skip
+
+
+class Reporter(Protocol):
+    """Told of progress: a rich progress bar, a notebook's, or nothing."""
+
+    def start(self, description: str, total: int) -> None:
+        """A run of `total` questions or rounds begins."""
+
+    def advance(self, steps: int) -> None:
+        """So many are done."""
+
+
+class Silent:
+    """A reporter that shows nothing."""
+
+    def start(self, description: str, total: int) -> None:
+        """Ignored."""
+
+    def advance(self, steps: int) -> None:
+        """Ignored."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of one table share.
+
+    Attributes:
+        scale: "pocket" or "full".
+        model_name: what `load_vlm` was given.
+        model_hash: identifies the weights.
+        folder: where records go (`results/SCALE/KEY/records`).
+        split: "dev" to choose anything with, "test" to report.
+        n: questions per benchmark.
+        device: where the model is.
+        force: run again although a complete record exists.
+    """
+
+    scale: str
+    model_name: str
+    model_hash: str
+    folder: Path
+    split: str = "test"
+    n: int = 200
+    device: str = "cpu"
+    force: bool = False
+
+
+def budgeted(key: str, budget: int | None, total: int) -> Method:
+    """A method at a budget; None keeps everything."""
+    cls = method_class(key)
+    return cls.for_budget(total if budget is None else budget, total)
+
+
+def accuracy_run(
+    setting: Setting,
+    model: PreTrainedModel,
+    benchmark: Benchmark,
+    batches: Batches,
+    method: Method,
+    budget: int,
+    reporter: Reporter,
+) -> dict[str, Any]:
+    """Answer a benchmark's questions with a method; returns the record.
+
+    Args:
+        setting: what all runs of the table share.
+        model: the untouched model.
+        benchmark: whose questions.
+        batches: these questions, prepared once for all methods.
+        method: the method.
+        budget: visual tokens per crop that were asked for.
+        reporter: told of every answered question.
+    """
+    request = {
+        "scale": setting.scale,
+        "model": setting.model_name,
+        "method": method.describe(),
+        "budget": budget,
+        "benchmark": benchmark.id,
+        "split": setting.split,
+        "n": setting.n,
+        "max_new_tokens": benchmark.max_new_tokens,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": model.config._attn_implementation,
+        "device": torch.device(setting.device).type,
+        "batch_size": BATCH_SIZE,
+    }
+    code = code_of(method)
+    name = _name(setting, request, code)
+    found = _found(setting, "accuracy", request, code, batches.data_hash)
+    reporter.start(f"{benchmark.id}: {method.key} {budget}", len(batches.rows))
+    if found is not None:
+        reporter.advance(len(batches.rows))
+        return found
+    log = records.AnswerLog(
+        setting.folder / f"{name}.answers.jsonl", request, code, setting.model_hash
+    )
+    if setting.force:
+        log.clear()
+    done = log.read()
+    reporter.advance(len(done))
+    started = time.monotonic()
+    with method.on(model) as trace:
+        for ids, inputs in batches.pending(done):
+            answers = _answer(model, batches.processor, inputs, benchmark.max_new_tokens)
+            log.append(zip(ids, answers, strict=True))
+            done.update(zip(ids, answers, strict=True))
+            reporter.advance(len(ids))
+        if not trace.tokens_per_layer and batches.batches:  # everything came from the log
+            model(**batches.batches[0][1])
+        tokens = {
+            "requested": budget,
+            "per_layer": trace.tokens_per_layer or [float(budget)] * trace.decoder_layers,
+            "spread": [list(s) for s in trace.spread],
+        }
+    answers = [done[i] for i in batches.ids]
+    sheet = benchmark.sheet(batches.rows, answers)
+    headline = stats.interval(sheet)
+    record = {
+        "kind": "accuracy",
+        "status": "complete",
+        "request": request,
+        "counts": {
+            "asked": len(answers),
+            "answered": sum(a is not None for a in answers),
+            "failed": sum(a is None for a in answers),
+        },
+        "tokens": tokens,
+        "metrics": {
+            "headline": {
+                "name": benchmark.metric,
+                "value": headline.value,
+                "low": headline.low,
+                "high": headline.high,
+                "max": benchmark.headline_max,
+                "n": headline.n_questions,
+                "images": headline.n_images,
+            },
+            "accuracy": {"value": sheet.accuracy},
+            "details": sheet.details,
+        },
+        "answers": [[i, a] for i, a in zip(batches.ids, answers, strict=True)],
+        "provenance": records.provenance(
+            code=code,
+            model_hash=setting.model_hash,
+            data_hash=batches.data_hash,
+            seconds=time.monotonic() - started,
+            device=setting.device,
+        ),
+    }
+    records.write(setting.folder / f"{name}.json", record)
+    log.clear()
+    return record
+
+
+class Batches:
+    """A benchmark's questions, tokenised and padded once, the same for every method."""
+
+    def __init__(
+        self, benchmark: Benchmark, processor: ProcessorMixin, split: str, n: int, device: str
+    ) -> None:
+        self.processor = processor
+        data: Dataset = benchmark.dataset(split, n)  # type: ignore[arg-type]
+        self.rows: list[dict[str, Any]] = list(data.remove_columns("image"))
+        self.ids: list[str] = [row["question_id"] for row in self.rows]
+        self.data_hash = records.request_hash(self.rows)
+        # Questions of similar length share a batch, so little is spent on padding.
+        order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]["question"]))
+        self.batches = [
+            (
+                [self.ids[i] for i in part],
+                _prepare(processor, [data[i]["image"] for i in part],
+                         [self.rows[i]["question"] for i in part], device),
+            )
+            for part in _parts(order, BATCH_SIZE)
+        ]  # fmt: skip
+
+    def pending(self, done: dict[str, str | None]) -> Iterable[tuple[list[str], dict]]:
+        """Batches with a question that is not answered yet."""
+        return [b for b in self.batches if any(i not in done for i in b[0])]
+
+
+def _parts(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+def _prepare(
+    processor: ProcessorMixin, images: list, questions: list[str], device: str
+) -> dict[str, Any]:
+    texts = [prompt(q) for q in questions]
+    inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
+    return dict(inputs.to(device))
+
+
+@torch.inference_mode()
+def _answer(
+    model: PreTrainedModel, processor: ProcessorMixin, inputs: dict, max_new_tokens: int
+) -> list[str | None]:
+    """Greedy answers of a batch."""
+    ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    new = ids[:, inputs["input_ids"].shape[1] :]
+    return [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def code_of(method: Method) -> str:
+    """Hash of the source that decides this method's answers."""
+    return _code(f"methods/{type(method).__module__.split('.')[-1]}.py")
+
+
+def _code(*more: str) -> str:
+    root = Path(__file__).resolve().parents[1]
+    return records.code_hash(root / p for p in (*CODE_ALWAYS, *more))
+
+
+def _name(setting: Setting, request: dict[str, Any], code: str) -> str:
+    """File name of a run; other weights or another machine give another name."""
+    machine = measure.machine_id(setting.device)
+    return records.record_name(request, f"{code}-{setting.model_hash}", machine)
+
+
+def _found(
+    setting: Setting, kind: str, request: dict[str, Any], code: str, data_hash: str | None = None
+) -> dict[str, Any] | None:
+    if setting.force:
+        return None
+    return records.find(
+        setting.folder, kind, request, code, model_hash=setting.model_hash, data_hash=data_hash
+    )
+
+
+def efficiency_run(
+    setting: Setting,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    methods: Sequence[tuple[Method, int]],
+    reporter: Reporter,
+    *,
+    batch: int = 8,
+    repeats: int = 9,
+    decode_steps: int = 8,
+    energy_window_s: float = 2.0,
+) -> dict[str, Any]:
+    """Measure cost of several methods side by side; returns the record.
+
+    FLOPs and KV bytes are counted for one prompt; latency and peak memory are measured for a batch,
+    the methods taking turns. Vanilla must come first: it is the reference of every ratio.
+    """
+    names = [f"{m.key}-{b}" for m, b in methods]
+    request = {
+        "scale": setting.scale, "model": setting.model_name, "batch_size": batch,
+        "methods": [{**m.describe(), "budget": b} for m, b in methods],
+        "repeats": repeats, "decode_steps": decode_steps, "energy_window_s": energy_window_s,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": model.config._attn_implementation,
+        "device": torch.device(setting.device).type, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    code = _code("methods", "measure", "study/costs.py")
+    found = _found(setting, "efficiency", request, code)
+    reporter.start("efficiency", len(methods) + 2)
+    if found is not None:
+        reporter.advance(len(methods) + 2)
+        return found
+    started = time.monotonic()
+    data = load_benchmark("pocket-gqa").dataset("dev", batch)
+    images = [data[i]["image"] for i in range(batch)]
+    one = _prepare(processor, images[:1], data["question"][:1], setting.device)
+    many = _prepare(processor, images, data["question"][:batch], setting.device)
+    rows = []
+    for method, budget in methods:
+        rows.append(_counted(model, method, budget, one, many, setting.device))
+        reporter.advance(1)
+    arms = {
+        name: measure.Arm(model, many, lambda m=method: m.on(model))  # type: ignore[misc]
+        for name, (method, _) in zip(names, methods, strict=True)
+    }
+    timed = measure.prefill_decode_ms(
+        arms, decode_steps=decode_steps, repeats=repeats, device=setting.device
+    )
+    reporter.advance(1)
+    energy = _energy(model, methods, names, many, setting.device, energy_window_s)
+    reporter.advance(1)
+    reference = timed[names[0]].prefill
+    for row, name in zip(rows, names, strict=True):
+        speedup = measure.ratio(reference, timed[name].prefill)
+        row["prefill_ms"] = _percentiles(timed[name].prefill)
+        row["decode_ms"] = _percentiles(timed[name].decode)
+        row["prefill_speedup"] = {
+            "median": speedup.median, "low": speedup.low, "high": speedup.high, "n": speedup.n,
+        }  # fmt: skip
+        row["energy"] = energy[name]
+    record = {
+        "kind": "efficiency", "status": "complete", "request": request, "rows": rows,
+        "provenance": records.provenance(
+            code=code, model_hash=setting.model_hash, data_hash=records.request_hash(data["question"]),
+            seconds=time.monotonic() - started, device=setting.device,
+        ),
+    }  # fmt: skip
+    records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+    return record
+
+
+def _percentiles(latency: measure.Latency) -> dict[str, float]:
+    return {"p50": latency.p50_ms, "p95": latency.p95_ms, "n": latency.n}
+
+
+@torch.inference_mode()
+def _counted(
+    model: PreTrainedModel, method: Method, budget: int, one: dict, many: dict, device: str
+) -> dict[str, Any]:
+    """What does not depend on the clock: tokens, FLOPs by part, KV bytes, peak memory."""
+
+    with method.on(model) as trace:
+        costs = prefill_costs(model, one, trace, budget)
+        peak = measure.peak_memory_bytes(
+            lambda: model(**many, use_cache=True, logits_to_keep=1), device
+        )
+    return {
+        "method": method.key,
+        "budget": budget,
+        **costs,
+        "peak_mib": peak.mib,
+        "peak_method": peak.method,
+    }
+
+
+@torch.inference_mode()
+def attention_run(
+    setting: Setting,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    reporter: Reporter,
+    *,
+    images: int = 100,
+    patches_fraction: float = 1 / 9,
+) -> dict[str, Any]:
+    """How much of the [CLS] attention the most attended patches hold, per layer of the tower.
+
+    The observation that [CLS]-guided methods rest on. Heads are averaged; the mass is the share of
+    the attention on patches (the [CLS] column is left out) that falls on the top fraction.
+    """
+    request = {
+        "scale": setting.scale, "model": setting.model_name, "split": setting.split,
+        "images": images, "patches_fraction": patches_fraction,
+        "device": torch.device(setting.device).type,
+    }  # fmt: skip
+    code = _code()
+    found = _found(setting, "attention", request, code)
+    reporter.start("attention of the vision tower", images)
+    if found is not None:
+        reporter.advance(images)
+        return found
+    started = time.monotonic()
+    benchmark = load_benchmark("pocket-gqa")
+    data = benchmark.dataset(setting.split, images)  # type: ignore[arg-type]
+    tower = host_for(model).tower
+    implementation = tower.config._attn_implementation
+    sums: list[float] = []
+    # Maps of the tower only, for this analysis only: eager attention returns them.
+    model.set_attn_implementation({"vision_config": "eager"})
+    try:
+        for part in _parts(range(len(data)), BATCH_SIZE):
+            batch = [data[i]["image"] for i in part]
+            inputs = _prepare(processor, batch, ["what is this?"] * len(batch), setting.device)
+            maps = tower(pixel_values=inputs["pixel_values"], output_attentions=True).attentions
+            if not maps:
+                raise RuntimeError("The vision tower returned no attention maps.")
+            top = max(1, round(patches_fraction * (maps[0].shape[-1] - 1)))
+            for layer, weights in enumerate(maps):
+                row = weights[:, :, 0, 1:].float().mean(1)
+                share = row.topk(top, dim=-1).values.sum(-1) / row.sum(-1)
+                if len(sums) <= layer:
+                    sums.append(0.0)
+                sums[layer] += float(share.sum())
+            reporter.advance(len(batch))
+    finally:
+        model.set_attn_implementation({"vision_config": implementation})
+    record = {
+        "kind": "attention", "status": "complete", "request": request,
+        "patches_fraction": patches_fraction, "images": len(data),
+        "mass_per_layer": [s / len(data) for s in sums],
+        "provenance": records.provenance(
+            code=code, model_hash=setting.model_hash, seconds=time.monotonic() - started,
+            data_hash=records.request_hash(data["question_id"]), device=setting.device,
+        ),
+    }  # fmt: skip
+    records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+    return record
+
+
+def _energy(
+    model: PreTrainedModel, methods: Sequence[tuple[Method, int]], names: list[str], inputs: dict,
+    device: str, window_s: float,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """Joules per question: by hardware counters where there are any, else modelled and so marked."""
+    batch = len(inputs["input_ids"])
+
+    def prefill(method: Method) -> Callable[[], object]:
+        def run() -> object:
+            with torch.inference_mode(), method.on(model):
+                return model(**inputs, logits_to_keep=1)
+
+        return run
+
+    runs = {name: prefill(method) for name, (method, _) in zip(names, methods, strict=True)}
+    measured = measure.measure_energy(runs, device=device, min_window_s=max(10.0, window_s))
+    if all(result.n for result in measured.values()):
+        return {
+            name: {
+                "joules_per_question": r.mean_joules / batch, "sd": r.sd_joules / batch,
+                "modelled": r.modelled, "reliable": r.reliable, "methods": dict(r.methods),
+                "reasons": list(r.reasons), "window_s": r.window_s,
+                "carbon_g_per_1000": measure.carbon_g(r.mean_joules / batch) * 1000,
+            }
+            for name, r in measured.items()
+        }  # fmt: skip
+    reasons = next(iter(measured.values())).reasons
+    return _modelled_energy(runs, batch, window_s, list(reasons))
+
+
+def _modelled_energy(
+    runs: dict[str, Callable[[], object]], batch: int, window_s: float, reasons: list[str]
+) -> dict[str, dict[str, Any]]:
+    """codecarbon's load model over one window per method; never ranked."""
+    results = {}
+    for name, run in runs.items():
+        calls, started = 0, time.monotonic()
+        with measure.ModelledMeter() as meter, meter.window(name) as window:
+            while time.monotonic() - started < window_s:
+                run()
+                calls += 1
+        energy = window.energy
+        joules = None if energy is None else energy.total_joules
+        each = None if joules is None else joules / (calls * batch)
+        results[name] = {
+            "joules_per_question": each,
+            "modelled": True,
+            "reliable": False,
+            "methods": {} if energy is None else dict(energy.methods),
+            "reasons": reasons,
+            "window_s": time.monotonic() - started,
+            "carbon_g_per_1000": None if each is None else measure.carbon_g(each) * 1000,
+        }
+    return results

@@ -1,0 +1,115 @@
+"""Command line of the kit: `invoke --list`. Tasks only compose; the work is in the package."""
+
+import sys
+
+from invoke import Context, task
+from invoke.exceptions import Exit
+
+
+def _run(function, *args, **kwargs):
+    """Call into the package; a known problem ends the task with its one sentence."""
+    from frugalvlm.errors import KNOWN
+
+    try:
+        return function(*args, **kwargs)
+    except KNOWN as error:
+        raise Exit(f"{error}", code=2) from None
+    except KeyboardInterrupt:
+        raise Exit(
+            "Interrupted. Nothing is lost: the same command continues where this one stopped.",
+            code=130,
+        ) from None
+
+
+@task
+def papers(c: Context):
+    """List the thirteen papers and what is reproduced at which scale."""
+    from frugalvlm.study.report import print_papers
+
+    _run(print_papers)
+
+
+@task(
+    help={
+        "paper": "key of the paper, see `invoke papers`",
+        "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
+        "n": "questions per benchmark",
+        "model": "embedded model, folder or Hub id",
+        "revision": "branch, tag or commit of a Hub model",
+        "device": "cpu or cuda",
+        "force": "run again although complete records exist",
+    }
+)
+def reproduce(
+    c: Context, paper, scale="pocket", n=200, model="", revision=None, device="cpu", force=False
+):
+    """Reproduce a paper's tables: runs, verdicts, executed notebook, HTML page."""
+    from frugalvlm.study.reproduce import POCKET_MODEL, Options, reproduce
+
+    options = Options(
+        n=n, model=model or POCKET_MODEL, revision=revision, device=device, force=force
+    )
+    _run(reproduce, paper, scale, options)
+
+
+@task
+def compare(c: Context):
+    """Set all recorded methods side by side: accuracy, efficiency, emissions."""
+    from frugalvlm.study.report import print_comparison
+
+    _run(print_comparison)
+
+
+@task(
+    help={
+        "model": "embedded model to train",
+        "folder": "where checkpoints go; an interrupted run continues from here",
+        "device": "cpu or cuda",
+        "seed": "decides initial weights, scenes and questions",
+    }
+)
+def train(c: Context, model="pocket-llava-base", folder="", device="cpu", seed=0):
+    """Train an embedded model, or continue an interrupted run, and install its weights."""
+    from frugalvlm.pocket.train import train_and_install
+
+    _run(train_and_install, model, folder or f"checkpoints/{model}", device, seed)
+
+
+@task
+def lab(c: Context):
+    """Open JupyterLab at notebooks/."""
+    c.run(f"{sys.executable} -m jupyterlab notebooks", pty=True)
+
+
+@task(help={"only": "a path or pytest expression, for example tests/contract"})
+def test(c: Context, only="tests"):
+    """Run the test suite, notebooks included."""
+    c.run(f"{sys.executable} -m pytest {only}", pty=sys.stdout.isatty())
+
+
+@task
+def lint(c: Context):
+    """Check style, types, and that source notebooks carry no outputs."""
+    c.run("ruff check . && ruff format --check . && mypy")
+
+
+@task
+def bench(c: Context):
+    """Measure each method's own tax on prefill, side by side; writes results/benchmark/."""
+    from frugalvlm.study.tax import print_tax
+
+    _run(print_tax)
+
+
+@task
+def readme(c: Context):
+    """Regenerate the tables of README.md from the committed records."""
+    from frugalvlm.study.readme import update
+
+    _run(update)
+
+
+@task
+def clean(c: Context):
+    """Remove caches and unfinished runs; records, weights and notebooks stay."""
+    c.run("git clean -fdX -e '!venv/' -e '!.venv/' -e '!checkpoints/' src tests notebooks results")
