@@ -146,8 +146,13 @@ def save_vlm(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) ->
     half = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()}
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors", ".jinja"})
-    hashes = {p.name: file_hash(p) for p in files if p.name != HASHES}
+    write_hashes(folder)
+
+
+def write_hashes(folder: Path) -> None:
+    """Record the hashes of all files of an embedded model, as they are now."""
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != HASHES)
+    hashes = {p.name: file_hash(p) for p in files}
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n")
 
 

@@ -4,14 +4,17 @@ Coordinates: *prompt* positions are those of the caller's input. An encoder redu
 into a shorter *stream* (what the decoder's first layer reads). Before layer k a layer reducer
 picks a subset of the stream; each later layer gets hidden states, mask, positions and rotary
 embeddings of that subset, and fills a KV cache that is really shorter. On the way out hidden states
-return to their prompt positions (zeros where tokens are gone), so callers see the shapes they know.
+return to their prompt positions, so callers see the shapes they know; a token that is gone shows
+the state of the last surviving token before it, which is what predicts the next token.
 
 During decoding the caller's mask still has prompt length; hooks select the surviving columns. What
-was cut is remembered per cache object, so several generations can be under way.
+was cut is remembered on the cache object, so several generations can be under way, and a copy of a
+cache knows as much as the original.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,16 +22,17 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from frugalvlm.hosts import Host, host_for
-from frugalvlm.hosts.base import ImageLayout
+from frugalvlm.hosts.base import FamilyModule, ImageLayout
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
 from frugalvlm.trace import Trace
 from frugalvlm.views import EncoderView, Kept, LayerView, Reduced, UnsupportedError
 
+_MEMORY = "_frugalvlm_memory"  # where a cache keeps what was cut from its prompt
 _SESSIONS: WeakKeyDictionary[PreTrainedModel, _Session] = WeakKeyDictionary()
 
 
@@ -39,29 +43,123 @@ def operate(
     """Run a model with a method; see `Method.on`."""
     host = host_for(model)
     method.check(host.shape)
-    trace = Trace(host.shape.grid, host.shape.decoder_layers)
-    session = _SESSIONS.get(model) or _SESSIONS.setdefault(model, _Session(host))
-    session.push(method, trace, placeholders)
+    entry = _Entry(method, Trace(host.shape.grid, host.shape.decoder_layers), placeholders)
+    session = _SESSIONS.setdefault(model, _Session(host))
     try:
-        yield trace
+        session.put_on(entry)
+        yield entry.trace
     finally:
-        session.pop()
-        if not session.stack:
-            del _SESSIONS[model]
+        session.take_off(entry)
+        if not session.entries:
+            _SESSIONS.pop(model, None)
 
 
-@dataclass
-class _Cut:
-    """The subset of the stream that a range of layers works on.
+# -- shorter sequences ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Subset:
+    """A shorter sequence: which positions of the longer one stay, row by row.
+
+    Rows that keep less than others are padded on the left.
 
     Attributes:
-        columns: [batch, length] stream positions, ascending; -1 is padding on the left.
-        padded: whether any entry is -1.
+        columns: [batch, kept] positions in the longer sequence, ascending; -1 is padding.
+        landing: [batch, length] where a position lands in the shorter sequence, if it stays.
+        lengths: how many positions each row keeps.
     """
 
-    columns: Int[Tensor, "batch length"]
-    padded: bool
-    kwargs: dict[str, Any] = field(default_factory=dict)  # arguments of these layers, this call
+    columns: Int[Tensor, "batch kept"]
+    landing: Int[Tensor, "batch length"]
+    lengths: tuple[int, ...]
+
+    @staticmethod
+    def of(stays: Bool[Tensor, "batch length"], lengths: tuple[int, ...]) -> _Subset:
+        """The subset of marked positions; `lengths` are their counts, known without a sync."""
+        length, end = stays.shape[1], max(lengths)
+        columns = torch.arange(length, device=stays.device).where(stays, -1)
+        short = torch.tensor([end - n for n in lengths]).to(stays.device)[:, None]
+        return _Subset(
+            columns.sort(-1).values[:, length - end :], stays.cumsum(-1) - 1 + short, lengths
+        )
+
+    def to(self, device: torch.device) -> _Subset:
+        return _Subset(self.columns.to(device), self.landing.to(device), self.lengths)
+
+    @property
+    def padded(self) -> bool:
+        return len(set(self.lengths)) > 1
+
+    @property
+    def pads(self) -> Int[Tensor, "batch 1"]:
+        return (self.columns < 0).sum(1, keepdim=True)
+
+    @property
+    def own_mask(self) -> Int[Tensor, "batch kept"]:
+        return (self.columns >= 0).long()
+
+    def take(self, values: Float[Tensor, "rows length width"]) -> Float[Tensor, "batch kept width"]:
+        """The rows that stay; padding takes row 0, which masks hide."""
+        index = self.columns.clamp(min=0)[..., None]
+        values = values.expand(len(index), -1, -1)
+        return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """A 2-D padding mask or a 4-D mask (bool or additive) of the shorter sequence.
+
+        A padding query may see itself: a row without any key would become NaN and spread.
+        """
+        if mask.ndim == 2:
+            return self.keys(mask)
+        rows = self.columns.clamp(min=0)[:, None, :, None]
+        wide = mask.expand(len(rows), -1, -1, -1)
+        wide = wide.gather(2, rows.expand(-1, wide.shape[1], -1, wide.shape[3]))
+        itself = torch.eye(rows.shape[2], dtype=torch.bool, device=mask.device)
+        lonely = (self.columns < 0)[:, None, :, None] & itself
+        return self.keys(wide).masked_fill(lonely, True if mask.dtype == torch.bool else 0)
+
+    def keys(self, mask: Tensor, new: int = 0) -> Tensor:
+        """The mask's columns that stay, and `new` columns behind the longer sequence."""
+        batch, length = self.landing.shape
+        columns = self.columns
+        if new:
+            tail = torch.arange(length, length + new, device=columns.device)
+            columns = torch.cat([columns, tail.expand(batch, -1)], 1)
+        safe, hide = columns.clamp(min=0), columns < 0
+        if mask.ndim == 2:
+            return mask.gather(1, safe).masked_fill(hide, 0)
+        mask = mask.expand(batch, -1, -1, -1)
+        index = safe[:, None, None].expand(-1, *mask.shape[1:3], -1)
+        forbidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
+        return mask.gather(3, index).masked_fill(hide[:, None, None], forbidden)
+
+    def visible(self, queries: int, new: int, flash: bool) -> Tensor:
+        """A mask for `queries` last tokens, where the model itself made none (no padding then)."""
+        keys = torch.cat([self.own_mask, self.columns.new_ones(len(self.columns), new)], 1)
+        if flash:
+            return keys
+        at = torch.arange(keys.shape[1], device=keys.device)
+        causal = at[-queries:, None] >= at
+        return causal & (keys[:, None, None] > 0) | (at[-queries:, None] == at)
+
+    def spread(
+        self, values: Float[Tensor, "batch kept width"]
+    ) -> Float[Tensor, "batch length width"]:
+        """Back to the longer sequence: what is gone shows the last survivor before it."""
+        index = self.landing.clamp(min=0)[..., None]
+        return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+
+
+# -- state ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """One method that is on."""
+
+    method: Method
+    trace: Trace
+    placeholders: Tensor | None
 
 
 @dataclass
@@ -69,32 +167,36 @@ class _Memory:
     """What was cut out of one prompt; lives as long as its cache."""
 
     prompt_length: int
-    stream: Int[Tensor, "batch length"] | None = None  # prompt positions; -1 pads; None: all
-    removed: Int[Tensor, " batch"] | None = None  # prompt tokens missing from the stream
-    stream_length: int = 0
-    cuts: dict[int, _Cut] = field(default_factory=dict)  # by first layer
+    stream: _Subset | None = None  # of the prompt; None: all of it
+    cuts: dict[int, _Subset] = field(default_factory=dict)  # of the stream, by first layer
+
+    @property
+    def stream_length(self) -> int:
+        return self.prompt_length if self.stream is None else self.stream.columns.shape[1]
 
 
 @dataclass
 class _Call:
-    """State of one forward pass of the whole model."""
+    """State of one forward pass of the whole model.
+
+    The sequence is what the next decoder layer reads: the stream at first, shorter after each cut.
+    """
 
     images: list[ImageLayout] = field(default_factory=list)
     pixels: Tensor | None = None
     tower_hidden: Tensor | None = None  # what went into the feature layer's attention
     tower_keys: Tensor | None = None  # its key projection
     tower_output: Tensor | None = None  # what left the feature layer
-    answer: Reduced | None = None  # what the encoder reducer said, for the trace
-    reduced: Reduced | None = None  # the same, where it shortens the prompt
-    projected: Tensor | None = None
+    answer: Reduced | None = None  # what the encoder reducer said
+    projected: Tensor | None = None  # its tokens behind the projector, where they are fewer
     memory: _Memory | None = None
     prefill: bool = False
-    visual: Tensor | None = None  # [images, visual] in the current sequence
-    counts: tuple[int, ...] = ()
-    lengths: list[int] = field(default_factory=list)  # real length of each row of the sequence
-    last: Tensor | None = None  # [batch] last prompt token, in the current sequence
-    attention_inputs: dict[int, dict[str, Any]] = field(default_factory=dict)
-    raw_keys: dict[int, Tensor] = field(default_factory=dict)
+    visual: Tensor | None = None  # [images, visual] in the sequence
+    counts: tuple[int, ...] = ()  # visual tokens of each image
+    last: Tensor | None = None  # [batch] last prompt token, in the sequence
+    attention_inputs: dict[str, Any] = field(default_factory=dict)  # of the layer before a cut
+    raw_keys: Tensor | None = None  # its key projection
+    layer_kwargs: dict[int, dict[str, Any]] = field(default_factory=dict)  # by first layer
 
 
 class _Session:
@@ -102,55 +204,62 @@ class _Session:
 
     def __init__(self, host: Host) -> None:
         self.host = host
-        self.stack: list[tuple[Method, Trace, Tensor | None]] = []
+        self.entries: list[_Entry] = []
+        self.encoder: EncoderReducer | None = None
+        self.cut_at: dict[int, LayerReducer] = {}
         self.handles: list[Any] = []
-        self.memories: WeakKeyDictionary[Any, _Memory] = WeakKeyDictionary()
+        self.own_generate: Callable | None = None  # one that was set on this very model before
         self.call = _Call()
         self.decisions: dict[int, Kept] | None = None  # inside generate(): taken once
         self.copies = 1  # sequences per prompt inside generate()
 
     # -- which methods are on ---------------------------------------------------------------
 
-    def push(self, method: Method, trace: Trace, placeholders: Tensor | None) -> None:
-        if isinstance(method, EncoderReducer) and self.encoder is not None:
-            raise UnsupportedError(
-                f"{method.key} cannot be put on top of {self.encoder.key}: both reduce tokens "
-                "right behind the vision tower. Leave the outer block first."
-            )
+    def put_on(self, entry: _Entry) -> None:
+        method, total = entry.method, self.host.shape.decoder_layers
         if isinstance(method, EncoderReducer):
+            if self.encoder is not None:
+                raise UnsupportedError(
+                    f"{method.key} cannot be put on top of {self.encoder.key}: both reduce tokens "
+                    "right behind the vision tower. Leave the outer block first."
+                )
             self.host.feature_attention  # noqa: B018 - raises where there is no such layer
-        self.stack.append((method, trace, placeholders))
+        if isinstance(method, LayerReducer):
+            for layer in method.layers(total):
+                if not 1 <= layer < total:
+                    raise UnsupportedError(
+                        f"{method.key} cuts before layer {layer}; possible are 1 to {total - 1}."
+                    )
+                if layer in self.cut_at:
+                    raise UnsupportedError(
+                        f"{method.key} and {self.cut_at[layer].key} both cut before layer {layer}."
+                    )
+        self.entries.append(entry)
         self._rehook()
 
-    def pop(self) -> None:
-        self.stack.pop()
+    def take_off(self, entry: _Entry) -> None:
+        self.entries = [e for e in self.entries if e is not entry]
         self.call = _Call()
         self._rehook()
-
-    @property
-    def encoder(self) -> EncoderReducer | None:
-        return next((m for m, _, _ in self.stack if isinstance(m, EncoderReducer)), None)
-
-    def reducers_before(self, layer: int) -> list[LayerReducer]:
-        total = self.host.shape.decoder_layers
-        return [
-            m for m, _, _ in self.stack if isinstance(m, LayerReducer) and layer in m.layers(total)
-        ]
-
-    @property
-    def traces(self) -> list[Trace]:
-        return [trace for _, trace, _ in self.stack]
 
     # -- hooks ------------------------------------------------------------------------------
 
     def _rehook(self) -> None:
+        host, methods = self.host, [entry.method for entry in self.entries]
+        total, layers = host.shape.decoder_layers, host.language_model.layers
+        if self.handles:
+            host.model.__dict__.pop("generate", None)
+            if self.own_generate is not None:
+                host.model.generate = self.own_generate
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        self.host.model.__dict__.pop("generate", None)
-        if all(not isinstance(m, EncoderReducer | LayerReducer) for m, _, _ in self.stack):
+        self.encoder = next((m for m in methods if isinstance(m, EncoderReducer)), None)
+        self.cut_at = {
+            i: m for m in methods if isinstance(m, LayerReducer) for i in m.layers(total)
+        }
+        if self.encoder is None and not self.cut_at:
             return
-        host = self.host
         self._before(host.inner, self._enter)
         self._before(host.language_model, self._enter_decoder)
         if self.encoder is not None:
@@ -161,48 +270,59 @@ class _Session:
             self._after(host.feature_module, self._see_tower_output)
             self._before(host.projector, self._reduce)
             self._after(host.projector, self._hold_projected)
-        total = host.shape.decoder_layers
-        cut_layers = [i for i in range(total) if self.reducers_before(i)]
-        layers = host.language_model.layers
-        for i in cut_layers:
-            self._before(layers[i - 1].self_attn, self._see_attention_inputs(i))
-            self._after(layers[i - 1].self_attn.k_proj, self._see_raw_keys(i))
-        for i in range(min(cut_layers, default=total), total):
-            self._before(layers[i], self._enter_layer(i, i in cut_layers))
-        self._after(host.language_model, self._leave_decoder, with_kwargs=True)
+        for i in self.cut_at:
+            self._before(layers[i - 1].self_attn, self._see_attention_inputs)
+            self._after(layers[i - 1].self_attn.k_proj, self._see_raw_keys)
+        for i in range(min(self.cut_at, default=total), total):
+            self._before(layers[i], self._enter_layer(i))
+        self._after(host.language_model, self._leave_decoder)
+        self.own_generate = host.model.__dict__.get("generate")
         host.model.generate = self._generate
 
     def _before(self, module: nn.Module, hook: Callable) -> None:
         self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
-    def _after(self, module: nn.Module, hook: Callable, with_kwargs: bool = False) -> None:
-        self.handles.append(module.register_forward_hook(hook, with_kwargs=with_kwargs))
+    def _after(self, module: nn.Module, hook: Callable) -> None:
+        self.handles.append(module.register_forward_hook(hook))
 
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         """`generate`, with decisions taken once, at the prompt, with and without a cache."""
         model = self.host.model
         config = kwargs.get("generation_config") or model.generation_config
+
+        def setting(name: str) -> Any:
+            return kwargs.get(name) or getattr(config, name, None)
+
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size"):
+            if setting(name):
+                raise UnsupportedError(
+                    f"generate({name}=...) takes the cache apart by prompt positions, which are "
+                    "not those of a shortened prompt; leave it out."
+                )
         self.decisions = {}
-        self.copies = max(
-            kwargs.get(name) or getattr(config, name, None) or 1
-            for name in ("num_beams", "num_return_sequences")
-        )
+        self.copies = max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
         # Since 5.19 generate() runs the tower before the model and drops what describes the images;
         # the older path, which hands pixels to the model, is still there for models without it.
         model._supports_mm_encoder_outputs = lambda: False
         try:
+            if self.own_generate is not None:
+                return self.own_generate(*args, **kwargs)
             return type(model).generate(model, *args, **kwargs)
         finally:
             self.decisions, self.copies = None, 1
-            model.__dict__.pop("_supports_mm_encoder_outputs", None)
+            del model._supports_mm_encoder_outputs
 
-    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    # -- the images and the vision tower ----------------------------------------------------
+
+    def _enter(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
         """The whole model starts: find the images of the prompt."""
         self.call = _Call()
-        given = kwargs.get("mm_encoder_outputs") or {}
-        if kwargs.get("pixel_values") is None and given.get("image") is None:
+        if args:
+            kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        pixels = kwargs.get("pixel_values")
+        if pixels is None and (kwargs.get("mm_encoder_outputs") or {}).get("image") is None:
             return
-        if self.encoder is not None and kwargs.get("pixel_values") is None:
+        if self.encoder is not None and pixels is None:
             raise UnsupportedError(
                 f"{self.encoder.key} works inside the vision tower: pass pixel_values, not "
                 "features computed before."
@@ -212,7 +332,10 @@ class _Session:
             raise UnsupportedError(
                 "An image behind an existing cache is not supported: pass the whole conversation."
             )
-        self.call.images = self.host.images(self._placeholders(args, kwargs), kwargs)
+        for name in ("vision_feature_layer", "vision_feature_select_strategy"):
+            if kwargs.get(name) not in (None, getattr(self.host.model.config, name)):
+                raise UnsupportedError(f"Set {name} in the model's config, not in the call.")
+        self.call.images = self.host.images(self._placeholders(kwargs.get("input_ids")), kwargs)
         rows = [image.row for image in self.call.images]
         if self.copies > 1 and len(set(rows)) < len(rows):
             raise UnsupportedError(
@@ -220,11 +343,10 @@ class _Session:
                 "are not supported; repeat the prompt in the batch instead."
             )
 
-    def _placeholders(self, args: tuple, kwargs: dict) -> Tensor:
-        given = next((p for _, _, p in reversed(self.stack) if p is not None), None)
-        if given is not None:
-            return given
-        ids = kwargs.get("input_ids", args[0] if args else None)
+    def _placeholders(self, ids: Tensor | None) -> Bool[Tensor, "batch length"]:
+        given = [e.placeholders for e in self.entries if e.placeholders is not None]
+        if given:
+            return given[-1]
         if ids is None or ids.is_meta:
             raise UnsupportedError(
                 "Where the image stands is read from input_ids; for inputs without values pass "
@@ -232,381 +354,325 @@ class _Session:
             )
         return (ids == self.host.model.config.image_token_id).cpu()
 
-    def _see_pixels(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _see_pixels(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
         self.call.pixels = kwargs.get("pixel_values", args[0] if args else None)
 
-    def _see_tower_hidden(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _see_tower_hidden(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
         self.call.tower_hidden = kwargs.get("hidden_states", args[0] if args else None)
 
-    def _see_tower_keys(self, module: nn.Module, args: tuple, output: Tensor) -> None:
+    def _see_tower_keys(self, module: FamilyModule, args: tuple, output: Tensor) -> None:
         self.call.tower_keys = output
 
-    def _see_tower_output(self, module: nn.Module, args: tuple, output: Any) -> None:
+    def _see_tower_output(self, module: FamilyModule, args: tuple, output: Any) -> None:
         self.call.tower_output = output if isinstance(output, Tensor) else output[0]
 
-    def _reduce(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    def _reduce(self, module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
         """The projector starts: hand it the reduced tokens only."""
-        call, host, encoder = self.call, self.host, self.encoder
-        patches = args[0]
-        if not call.images or encoder is None:
+        call, host, (patches, *rest) = self.call, self.host, args
+        if not call.images:
             return None
+        assert self.encoder is not None
         if call.tower_hidden is None or call.tower_keys is None or call.tower_output is None:
             raise UnsupportedError("The vision tower did not run its feature layer.")
         attention = host.feature_attention
-        view = EncoderView(
-            patches=patches,
-            cls=call.tower_output[:, :1] if host.shape.has_cls else None,
-            grid=host.shape.grid,
-            hidden=call.tower_hidden,
-            queries_of=lambda rows: host.tower_heads(attention.q_proj(rows)),
-            raw_keys=host.tower_heads(call.tower_keys),
-            scale=host.tower_scale,
-            pixels=call.pixels,
+        call.answer = self.encoder.reduce(
+            EncoderView(
+                patches=patches,
+                cls=call.tower_output[:, :1] if host.shape.has_cls else None,
+                grid=host.shape.grid,
+                hidden=call.tower_hidden,
+                queries_of=lambda rows: host.tower_heads(attention.q_proj(rows)),
+                raw_keys=host.tower_heads(call.tower_keys),
+                scale=host.tower_scale,
+                pixels=call.pixels,
+            )
         )
-        reduced = encoder.reduce(view)
         call.tower_hidden = call.tower_keys = call.tower_output = call.pixels = None
-        call.answer = reduced
-        if reduced.tokens.shape[1] >= patches.shape[1]:
+        if call.answer.tokens.shape[1] >= patches.shape[1]:
             return None  # nothing to shorten: the model packs its features itself
-        call.reduced = reduced
-        return (reduced.tokens, *args[1:]), kwargs
+        return (call.answer.tokens, *rest), kwargs
 
-    def _hold_projected(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+    def _hold_projected(self, module: FamilyModule, args: tuple, output: Tensor) -> Tensor | None:
         """The projector is done: keep its tokens, give the model blanks of the expected shape."""
-        if self.call.reduced is None:
+        patches = self.host.shape.patches
+        if not self.call.images or output.shape[1] == patches:
             return None
         self.call.projected = output
-        return output.new_zeros(output.shape[0], self.host.shape.patches, output.shape[-1])
+        return output.new_zeros(()).expand(output.shape[0], patches, output.shape[-1])
 
     # -- the decoder ------------------------------------------------------------------------
 
-    def _enter_decoder(self, module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    def _enter_decoder(self, module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
+        """The decoder starts: shorten the prompt, or the mask of a later step."""
         call, cache = self.call, kwargs.get("past_key_values")
         if not call.images:
-            call.memory = self.memories.get(cache) if cache is not None else None
-            return self._continue(args, kwargs) if call.memory is not None else None
+            call.memory = getattr(cache, _MEMORY, None)
+            if call.memory is not None:
+                return args, self._continue(kwargs)
+            if cache is None or cache.get_seq_length() == 0:
+                for entry in self.entries:
+                    entry.trace._start()
+            return None
         if cache is not None and cache.is_compileable:
             raise UnsupportedError(
                 "A static cache keeps room for every token, so nothing would be saved; use the "
                 "default dynamic cache."
             )
+        if self.cut_at and module.training and getattr(module, "gradient_checkpointing", False):
+            raise UnsupportedError(
+                "Cuts inside the decoder do not go with gradient checkpointing; switch it off."
+            )
         embeds = kwargs["inputs_embeds"]
         batch, length = embeds.shape[:2]
-        call.prefill = True
-        call.memory = _Memory(length, stream_length=length)
-        call.lengths = [length] * batch
+        call.prefill, call.memory = True, _Memory(length)
         slots = [image.slots for image in call.images]
-        if call.reduced is not None:
-            slots = self._shorten_prompt(embeds, kwargs)
-        call.counts = tuple(len(s) for s in slots)
-        width, end = max(call.counts), call.memory.stream_length
-        call.visual = torch.tensor([[*s, *[end] * (width - len(s))] for s in slots]).to(
-            embeds.device
-        )
+        if call.projected is not None:
+            kwargs, slots = self._shorten_prompt(embeds, kwargs)
+        call.counts = tuple(map(len, slots))
+        end = call.memory.stream_length
+        visual = nn.utils.rnn.pad_sequence(slots, batch_first=True, padding_value=end)
+        call.visual = visual.to(embeds.device)
         call.last = _last_token(kwargs.get("attention_mask"), batch, end, embeds.device)
-        for trace in self.traces:
-            trace._start(call.counts)
-            if call.answer is not None:
-                trace._reduced(call.answer.source, call.answer.merged_into)
+        crops = tuple(len(image.crops) for image in call.images)
+        origins, merged = self._origins(), call.answer.merged_into if call.answer else None
+        for entry in self.entries:
+            entry.trace._start(call.counts, crops, origins, merged)
         return args, kwargs
 
-    def _shorten_prompt(self, embeds: Tensor, kwargs: dict) -> list[tuple[int, ...]]:
-        """Replace the prompt's embeddings, mask and positions by those of the stream.
-
-        Returns:
-            The stream positions of each image's visual tokens.
-        """
+    def _shorten_prompt(self, embeds: Tensor, kwargs: dict) -> tuple[dict, list[Tensor]]:
+        """The stream's embeddings, mask and positions, and each image's places in it (CPU)."""
         call, memory = self.call, self.call.memory
         assert memory is not None
-        assert call.reduced is not None
+        assert call.answer is not None
         assert call.projected is not None
         batch, length = embeds.shape[:2]
-        gone: list[set[int]] = [set() for _ in range(batch)]
-        features, kept_slots = [], []
+        stays = torch.ones(batch, length, dtype=torch.bool)
+        lengths, kept_slots, features = [length] * batch, [], []
         for image in call.images:
-            kept = len(image.crops) * call.reduced.tokens.shape[1]
-            if kept > len(image.slots):
+            tokens = call.projected[image.crops.start : image.crops.stop].flatten(0, 1)
+            gone = len(image.slots) - len(tokens)
+            if gone < 0:
                 raise UnsupportedError(
                     f"This image has {len(image.slots)} tokens once its padding is cut away, fewer "
-                    f"than the {kept} to keep; lower the budget or use a square image."
+                    f"than the {len(tokens)} to keep; lower the budget or use a square image."
                 )
-            kept_slots.append(image.slots[:kept])
-            gone[image.row].update(image.slots[kept:])
-            tokens = call.projected[list(image.crops)].flatten(0, 1)
-            order = self.host.order(image, call.reduced)
+            order = self.host.order(image, call.answer)
             features.append(tokens if order is None else tokens[order])
-        rows = [[i for i in range(length) if i not in gone[b]] for b in range(batch)]
-        end = max(map(len, rows))
-        place = [{i: end - len(r) + j for j, i in enumerate(r)} for r in rows]
-        padded = [[-1] * (end - len(r)) + r for r in rows]
-        stream = torch.tensor(padded).to(embeds.device)
-        memory.stream, memory.stream_length = stream, end
-        memory.removed = torch.tensor([length - len(r) for r in rows]).to(embeds.device)
-        call.lengths = [len(r) for r in rows]
-        slots = [
-            tuple(place[image.row][i] for i in kept)
-            for image, kept in zip(call.images, kept_slots, strict=True)
+            stays[image.row, image.slots[:gone]] = False
+            lengths[image.row] -= gone
+            kept_slots.append(image.slots[gone:])
+        stream = _Subset.of(stays, tuple(lengths))
+        places = [
+            stream.landing[image.row, slots]
+            for image, slots in zip(call.images, kept_slots, strict=True)
         ]
-        is_visual = torch.zeros(batch, end, 1, dtype=torch.bool)
-        for image, positions in zip(call.images, slots, strict=True):
-            is_visual[image.row, list(positions)] = True
-        # Images come in reading order, so their features fill the marked places in row order.
-        short = _take(embeds, stream)
-        kwargs["inputs_embeds"] = short.masked_scatter(
-            is_visual.to(embeds.device), torch.cat(features).to(embeds.dtype)
-        )
-        has_padding = any(n != end for n in call.lengths)
-        mask = kwargs.get("attention_mask")
-        if mask is not None or has_padding:
-            if mask is None:
-                mask = torch.ones(batch, length, dtype=torch.long, device=embeds.device)
-            kwargs["attention_mask"] = _select_mask(mask, stream)
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = _renumber(kwargs["position_ids"], stream, call.lengths)
-        return slots
-
-    def _continue(self, args: tuple, kwargs: dict) -> tuple:
-        """A later step with a cache: the caller's mask and positions count the whole prompt."""
-        memory = self.call.memory
-        assert memory is not None
-        if memory.stream is None or memory.removed is None:
-            return args, kwargs
-        kwargs = dict(kwargs)
-        if kwargs.get("position_ids") is not None:
-            kwargs["position_ids"] = kwargs["position_ids"] - memory.removed[:, None]
-        mask = kwargs.get("attention_mask")
+        rows = torch.tensor([image.row for image in call.images])
+        rows = rows.repeat_interleave(torch.tensor([len(p) for p in places]))
+        memory.stream = stream = stream.to(embeds.device)
+        at = rows.to(embeds.device), torch.cat(places).to(embeds.device)
+        short = stream.take(embeds).index_put(at, torch.cat(features).to(embeds.dtype))
+        mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
         if mask is not None:
-            tail = torch.arange(memory.prompt_length, mask.shape[-1], device=mask.device)
-            columns = torch.cat([memory.stream, tail.expand(len(memory.stream), -1)], 1)
-            kwargs["attention_mask"] = _select_columns(mask, columns)
-        elif (memory.stream < 0).any():
-            new = kwargs["inputs_embeds"].shape[1] + kwargs["past_key_values"].get_seq_length()
-            ones = memory.stream.new_ones(len(memory.stream), new - memory.stream_length)
-            kwargs["attention_mask"] = torch.cat([(memory.stream >= 0).long(), ones], 1)
-        return args, kwargs
+            mask = stream.mask(mask)
+        elif stream.padded:
+            mask = stream.own_mask
+        if positions is not None:
+            # Each token moves up by what was removed before it.
+            place = stream.landing - stream.pads
+            moved = positions - (torch.arange(length, device=embeds.device) - place)
+            positions = moved.gather(1, stream.columns.clamp(min=0)).clamp(min=0)
+        return {
+            **kwargs, "inputs_embeds": short, "attention_mask": mask, "position_ids": positions
+        }, places  # fmt: skip
 
-    def _see_attention_inputs(self, layer: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            if self.call.prefill:
-                hidden = kwargs.get("hidden_states", args[0] if args else None)
-                self.call.attention_inputs[layer] = {**kwargs, "hidden_states": hidden}
+    def _origins(self) -> Callable[[], list[list[int]]]:
+        """What each visual token of each image stands for, worked out when a trace is read."""
+        host, images, answer = self.host, self.call.images, self.call.answer
+        if answer is None or self.call.projected is None:
+            return lambda: [host.origin(image) for image in images]
 
-        return hook
+        def reduced(image: ImageLayout) -> list[int]:
+            source = answer.source[image.crops.start : image.crops.stop]
+            crop = torch.arange(len(source), device=source.device)[:, None]
+            origin = torch.where(source < 0, -1, source + crop * host.shape.patches).flatten()
+            order = host.order(image, answer)
+            return (origin if order is None else origin[order]).tolist()
 
-    def _see_raw_keys(self, layer: int) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: Tensor) -> None:
-            if self.call.prefill:
-                self.call.raw_keys[layer] = output
+        return lambda: [reduced(image) for image in images]
 
-        return hook
+    def _continue(self, kwargs: dict) -> dict:
+        """A later step with a cache: the caller's mask and positions count the whole prompt."""
+        memory, cache, kwargs = self.call.memory, kwargs["past_key_values"], dict(kwargs)
+        assert memory is not None
+        past, batch = cache.get_seq_length(), len(kwargs["inputs_embeds"])
+        if not memory.cuts.keys() <= self.cut_at.keys():
+            raise UnsupportedError(
+                "This cache was filled under another method; continue it inside that block."
+            )
+        dropped = {k: memory.stream_length - cut.columns.shape[1] for k, cut in memory.cuts.items()}
+        if past < memory.stream_length or any(
+            past - cache.get_seq_length(layer) != count for layer, count in dropped.items()
+        ):
+            raise UnsupportedError(
+                "This cache was cropped since its prompt was read; that does not go with cuts."
+            )
+        subsets = [s for s in (memory.stream, *memory.cuts.values()) if s is not None]
+        if any(len(s.columns) != batch for s in subsets):
+            raise UnsupportedError("The batch size changed since this cache's prompt was read.")
+        stream = memory.stream
+        if stream is None:
+            return kwargs
+        new = past - memory.stream_length + kwargs["inputs_embeds"].shape[1]
+        if kwargs.get("position_ids") is not None:
+            removed = memory.prompt_length - memory.stream_length + stream.pads
+            kwargs["position_ids"] = kwargs["position_ids"] - removed
+        if kwargs.get("attention_mask") is not None:
+            kwargs["attention_mask"] = stream.keys(kwargs["attention_mask"], new)
+        elif stream.padded:
+            ones = stream.columns.new_ones(batch, new)
+            kwargs["attention_mask"] = torch.cat([stream.own_mask, ones], 1)
+        return kwargs
 
-    def _enter_layer(self, layer: int, cuts_here: bool) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
+    def _see_attention_inputs(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
+        if self.call.prefill:
+            hidden = kwargs.get("hidden_states", args[0] if args else None)
+            self.call.attention_inputs = {**kwargs, "hidden_states": hidden}
+
+    def _see_raw_keys(self, module: FamilyModule, args: tuple, output: Tensor) -> None:
+        if self.call.prefill:
+            self.call.raw_keys = output
+
+    def _enter_layer(self, layer: int) -> Callable:
+        """A hook for a layer behind (or at) a cut: hidden states and arguments of the subset."""
+
+        def hook(module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
             call, memory = self.call, self.call.memory
             if memory is None:
                 return None
+            kwargs = dict(kwargs)
             hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
-            if call.prefill and cuts_here:
-                for reducer in self.reducers_before(layer):
-                    hidden = self._cut(layer, reducer, hidden)
+            if call.prefill and layer in self.cut_at:
+                hidden = self._cut(layer, hidden)
             first = max((k for k in memory.cuts if k <= layer), default=None)
             if first is None:
-                return (hidden, *args[1:]), kwargs
-            cut = memory.cuts[first]
-            if not cut.kwargs:
-                cut.kwargs = (
-                    _prefill_arguments(cut, kwargs)
-                    if call.prefill
-                    else _decode_arguments(cut, memory, hidden, kwargs)
-                )
-            return (hidden, *args[1:]), {**kwargs, **cut.kwargs}
+                return None
+            if first not in call.layer_kwargs:
+                flash = "flash" in (module.self_attn.config._attn_implementation or "")
+                make = _prefill_arguments if call.prefill else _decode_arguments
+                call.layer_kwargs[first] = make(memory.cuts[first], hidden, kwargs, flash)
+            return (hidden, *args[1:]), {**kwargs, **call.layer_kwargs[first]}
 
         return hook
 
-    def _cut(self, layer: int, reducer: LayerReducer, hidden: Tensor) -> Tensor:
+    def _cut(self, layer: int, hidden: Tensor) -> Tensor:
         """Drop visual tokens before a layer."""
         call, memory = self.call, self.call.memory
         assert memory is not None
         assert call.visual is not None
         assert call.last is not None
+        assert call.raw_keys is not None
         device, (batch, length) = hidden.device, hidden.shape[:2]
         rows = torch.tensor([image.row for image in call.images]).to(device)
         kept = self.decisions.get(layer) if self.decisions is not None else None
         if kept is None:
-            seen, raw_keys = call.attention_inputs.pop(layer), call.raw_keys.pop(layer)
+            seen, raw_keys = call.attention_inputs, call.raw_keys
             attention = self.host.language_model.layers[layer - 1].self_attn
             view = LayerView(
                 layer, hidden, call.visual, call.counts,
-                tuple(len(image.crops) for image in call.images), rows, call.last,
+                tuple(len(image.crops) for image in call.images), self.host.shape.patches, rows,
+                call.last,
                 lambda queries: self.host.attention_rows(
                     attention, seen["hidden_states"], raw_keys, seen["position_embeddings"],
                     seen.get("attention_mask"), queries,
                 ),
             )  # fmt: skip
-            kept = reducer.keep(view)
+            kept = self.cut_at[layer].keep(view)
             if self.decisions is not None:
                 self.decisions[layer] = kept
-        dropped = [0] * batch
-        for image, before, after in zip(call.images, call.counts, kept.counts, strict=True):
-            dropped[image.row] += before - after
-        call.lengths = [n - d for n, d in zip(call.lengths, dropped, strict=True)]
+        call.attention_inputs, call.raw_keys = {}, None
 
+        before = memory.cuts[max(memory.cuts)] if memory.cuts else memory.stream
+        lengths = list(before.lengths if before is not None else [length] * batch)
+        for image, old, new in zip(call.images, call.counts, kept.counts, strict=True):
+            lengths[image.row] -= old - new
         chosen = call.visual.gather(1, kept.index)
         if len(set(kept.counts)) > 1:
             rank = torch.arange(chosen.shape[1], device=device)
-            limit = torch.tensor(kept.counts, device=device)[:, None]
+            limit = torch.tensor(kept.counts).to(device)[:, None]
             chosen = chosen.masked_fill(rank >= limit, length)
-        cuts = memory.cuts
-        columns = (
-            cuts[max(cuts)].columns
-            if cuts
-            else torch.arange(length, device=device).expand(batch, -1)
-            if memory.stream is None
-            else torch.arange(length, device=device).where(memory.stream >= 0, -1)
-        )
-        # One spare column swallows padding entries.
+        # One spare column swallows the padding entries of `visual` and `chosen`.
         stays = torch.ones(batch, length + 1, dtype=torch.bool, device=device)
-        stays = stays.index_put((rows[:, None], call.visual), torch.tensor(False, device=device))
-        stays = stays.index_put((rows[:, None], chosen), torch.tensor(True, device=device))
-        stays = stays[:, :length] & (columns >= 0)
-        end = max(call.lengths)
-        order = torch.arange(length, device=device).where(stays, -1).sort(-1).values
-        index = order[:, length - end :]
-        short = torch.tensor([end - n for n in call.lengths]).to(device)[:, None]
-        rank = stays.cumsum(-1) - 1 + short
-        rank = torch.cat([rank, torch.full_like(rank[:, :1], end)], 1)
-        call.visual = rank[rows].gather(1, chosen).where(chosen < length, end)
-        call.last = rank.gather(1, call.last[:, None])[:, 0]
+        if before is not None and before.padded:
+            stays[:, :length] = before.columns >= 0
+        stays[rows[:, None], call.visual] = False
+        stays[rows[:, None], chosen] = True
+        now = _Subset.of(stays[:, :length], tuple(lengths))
+        end = torch.full((batch, 1), now.columns.shape[1], device=device)
+        landing = torch.cat([now.landing, end], 1)
+        call.visual = landing[rows[:, None], chosen]
+        call.last = landing.gather(1, call.last[:, None])[:, 0]
         call.counts = kept.counts
-        picked = columns.gather(1, index.clamp(min=0)).where(index >= 0, -1)
-        memory.cuts[layer] = _Cut(picked, padded=len(set(call.lengths)) > 1)
-        for trace in self.traces:
-            trace._set_from(layer, kept.counts)
-            trace._cut(kept.index, kept.counts)
-        return _take(hidden, index)
+        memory.cuts[layer] = _compose(before, now) if memory.cuts else now
+        for entry in self.entries:
+            entry.trace._cut(layer, kept)
+        return now.take(hidden)
 
-    def _leave_decoder(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+    def _leave_decoder(self, module: FamilyModule, args: tuple, output: Any) -> Any:
+        """The decoder is done: remember the cuts on the cache, restore the prompt's shape."""
         call, memory = self.call, self.call.memory
         self.call = _Call()
-        if memory is None:
+        if memory is None or not call.prefill:
             return output
-        for cut in memory.cuts.values():
-            cut.kwargs = {}
-        if not call.prefill:
-            return output
-        cache = output.past_key_values
-        if cache is not None:
-            self.memories[cache] = memory
-        if memory.cuts:
-            columns = memory.cuts[max(memory.cuts)].columns
-            if memory.stream is not None:
-                columns = memory.stream.gather(1, columns.clamp(min=0)).where(columns >= 0, -1)
-        elif memory.stream is not None:
-            columns = memory.stream
-        else:
-            return output
+        if output.past_key_values is not None and (memory.cuts or memory.stream is not None):
+            setattr(output.past_key_values, _MEMORY, memory)
         hidden = output.last_hidden_state
-        back = columns.where(columns >= 0, memory.prompt_length)[..., None]
-        full = hidden.new_zeros(len(hidden), memory.prompt_length + 1, hidden.shape[-1])
-        full = full.scatter(1, back.expand(-1, -1, hidden.shape[-1]), hidden)
-        output.last_hidden_state = full[:, : memory.prompt_length]
+        if memory.cuts:
+            hidden = memory.cuts[max(memory.cuts)].spread(hidden)
+        if memory.stream is not None:
+            hidden = memory.stream.spread(hidden)
+        output.last_hidden_state = hidden
         return output
 
 
-def _take(values: Tensor, index: Int[Tensor, "batch kept"]) -> Tensor:
-    """Rows of [batch, length, width] by position; padding (-1) takes row 0, masks hide it."""
-    safe = index.clamp(min=0)
-    return values.gather(1, safe[..., None].expand(-1, -1, values.shape[-1]))
-
-
-def _last_token(mask: Tensor | None, batch: int, length: int, device: torch.device) -> Tensor:
+def _last_token(
+    mask: Tensor | None, batch: int, length: int, device: torch.device
+) -> Int[Tensor, " batch"]:
     """Position of the last real token of every row, whichever side is padded."""
     if mask is None or mask.ndim != 2:
         return torch.full((batch,), length - 1, device=device)
     return (mask[:, :length] != 0).long().mul(torch.arange(length, device=device)).argmax(-1)
 
 
-def _renumber(positions: Tensor, stream: Tensor, lengths: list[int]) -> Tensor:
-    """Position ids of the stream: each token moves up by what was removed before it."""
-    short = torch.tensor([stream.shape[1] - n for n in lengths]).to(stream.device)[:, None]
-    order = torch.arange(stream.shape[1], device=stream.device) - short
-    safe = stream.clamp(min=0)
-    picked = positions.expand(len(stream), -1).gather(1, safe)
-    return (picked - (safe - order)).clamp(min=0)
+def _compose(outer: _Subset | None, inner: _Subset) -> _Subset:
+    """A subset of a subset as a subset of the whole."""
+    if outer is None:
+        return inner
+    columns = outer.columns.gather(1, inner.columns.clamp(min=0))
+    landing = inner.landing.gather(1, outer.landing.clamp(min=0))
+    return _Subset(columns.where(inner.columns >= 0, -1), landing, inner.lengths)
 
 
-def _forbid(mask: Tensor) -> Any:
-    """The value that hides a key in a mask of this type."""
-    if mask.dtype == torch.bool:
-        return False
-    return torch.finfo(mask.dtype).min if mask.is_floating_point() else 0
-
-
-def _select_columns(mask: Tensor, columns: Int[Tensor, "batch kept"]) -> Tensor:
-    """Keys of a 2-D padding mask or a 4-D mask; padding columns (-1) are hidden."""
-    safe, hide = columns.clamp(min=0), columns < 0
-    if mask.ndim == 2:
-        return mask.gather(1, safe).masked_fill(hide, 0)
-    wide = mask.expand(len(columns), -1, -1, -1)
-    index = safe[:, None, None].expand(-1, *wide.shape[1:3], -1)
-    return wide.gather(3, index).masked_fill(hide[:, None, None], _forbid(mask))
-
-
-def _select_mask(mask: Tensor, columns: Int[Tensor, "batch kept"]) -> Tensor:
-    """Keys, and for a 4-D mask queries as well, of the kept positions.
-
-    A padding query may see itself: a row without any key would become NaN and spread.
-    """
-    if mask.ndim == 2:
-        return _select_columns(mask, columns)
-    rows = columns.clamp(min=0)[:, None, :, None]
-    wide = mask.expand(len(columns), -1, -1, -1)
-    wide = wide.gather(2, rows.expand(-1, wide.shape[1], -1, wide.shape[3]))
-    picked = _select_columns(wide, columns)
-    itself = torch.eye(columns.shape[1], dtype=torch.bool, device=columns.device)
-    lonely = (columns < 0)[:, None, :, None] & itself
-    return picked.masked_fill(lonely, True if mask.dtype == torch.bool else 0)
-
-
-def _prefill_arguments(cut: _Cut, kwargs: dict) -> dict[str, Any]:
+def _prefill_arguments(cut: _Subset, hidden: Tensor, kwargs: dict, flash: bool) -> dict[str, Any]:
     """Mask, positions and rotary embeddings of a cut sequence, while the prompt is read."""
-    columns = cut.columns
     mask = kwargs.get("attention_mask")
-    if mask is None and cut.padded:
-        mask = columns[:, None, :, None] >= columns[:, None, None, :]
-        mask = mask & (columns >= 0)[:, None, None, :]
-        itself = torch.eye(columns.shape[1], dtype=torch.bool, device=columns.device)
-        mask = mask | ((columns < 0)[:, None, :, None] & itself)
-    elif mask is not None:
-        mask = _select_mask(mask, columns)
+    if mask is not None:
+        mask = cut.mask(mask)
+    elif cut.padded:
+        mask = cut.visible(hidden.shape[1], 0, flash)
     cos, sin = kwargs["position_embeddings"]
-    batch = len(columns)
     return {
         "attention_mask": mask,
         # Rotary embeddings carry the true positions; consecutive ids keep flash attention from
         # reading the gaps as packed sequences.
-        "position_ids": torch.arange(columns.shape[1], device=columns.device)[None],
-        "position_embeddings": (
-            _take(cos.expand(batch, -1, -1), columns),
-            _take(sin.expand(batch, -1, -1), columns),
-        ),
+        "position_ids": torch.arange(hidden.shape[1], device=hidden.device)[None],
+        "position_embeddings": (cut.take(cos), cut.take(sin)),
     }
 
 
-def _decode_arguments(cut: _Cut, memory: _Memory, hidden: Tensor, kwargs: dict) -> dict[str, Any]:
+def _decode_arguments(cut: _Subset, hidden: Tensor, kwargs: dict, flash: bool) -> dict[str, Any]:
     """The mask of a cut layer for tokens behind the prompt: surviving columns, then new ones."""
-    columns, mask = cut.columns, kwargs.get("attention_mask")
-    total = kwargs["past_key_values"].get_seq_length()
-    new = torch.arange(memory.stream_length, total, device=columns.device)
+    mask, stream_length = kwargs.get("attention_mask"), cut.landing.shape[1]
+    new = kwargs["past_key_values"].get_seq_length() - stream_length  # layer 0 has them already
     if mask is not None:
-        if mask.ndim == 4 and mask.shape[-1] != total:
-            raise UnsupportedError("Static caches are not supported; use the default cache.")
-        return {"attention_mask": _select_columns(mask, torch.cat(
-            [columns, new.expand(len(columns), -1)], 1))}  # fmt: skip
-    if not cut.padded:
-        return {"attention_mask": None}
-    queries = total - hidden.shape[1] + torch.arange(hidden.shape[1], device=columns.device)
-    seen = queries[:, None] >= new[None, :]
-    before = (columns >= 0)[:, None, None, :].expand(-1, 1, len(queries), -1)
-    after = seen[None, None].expand(len(columns), -1, -1, -1)
-    return {"attention_mask": torch.cat([before, after], -1)}
+        return {"attention_mask": cut.keys(mask, new)}
+    return {"attention_mask": cut.visible(hidden.shape[1], new, flash) if cut.padded else None}

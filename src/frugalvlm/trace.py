@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
-from frugalvlm.views import MERGED_SOURCE
+from frugalvlm.views import Kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,9 +21,10 @@ class Trace:
 
     Attributes:
         grid: rows and columns of patches of a crop.
-        calls: prompts (batches) seen so far.
+        decoder_layers: layers of the language model.
+        calls: prompts (batches) seen so far, those without an image included.
         tokens_per_layer: visual tokens at each decoder layer, mean over the images of the last
-            batch; one entry per layer.
+            batch; one entry per layer, none when it held no image.
         spread: smallest and largest number of visual tokens over images, per layer.
     """
 
@@ -32,37 +33,50 @@ class Trace:
     calls: int = 0
     tokens_per_layer: list[float] = field(default_factory=list)
     spread: list[tuple[int, int]] = field(default_factory=list)
-    _source: Tensor | None = None
+    _origins: Callable[[], list[list[int]]] = list  # per image, its tokens: crop x patches + patch
+    _crops: tuple[int, ...] = ()
+    _cuts: list[Kept] = field(default_factory=list)
     _merged_into: Tensor | None = None
-    _patches: int = 0
 
     @property
     def mean_tokens(self) -> float:
         """Visual tokens averaged over decoder layers (the average that some papers call budget).
 
         Raises:
-            ValueError: before any prompt with an image went through.
+            ValueError: when the last prompt had no image, or none was seen.
         """
         self._need()
         return sum(self.tokens_per_layer) / len(self.tokens_per_layer)
 
     @property
     def kept(self) -> list[list[int]]:
-        """Per crop (per image, for cuts inside the decoder), the patches that survived, ascending.
+        """Per crop, the patches that reach the last layer, ascending.
 
-        [CLS] and merged tokens stand at no single patch and are not listed.
+        [CLS], merged and newline tokens stand at no single patch and are not listed.
+
+        Raises:
+            ValueError: when the last prompt had no image, or none was seen.
         """
         self._need()
-        if self._source is None:
-            return []
-        return [sorted(i for i in row if i >= 0) for row in self._source.tolist()]
+        patches = self.grid[0] * self.grid[1]
+        kept: list[list[int]] = []
+        for image, (tokens, crops) in enumerate(zip(self._origins(), self._crops, strict=True)):
+            for cut in self._cuts:
+                tokens = [tokens[i] for i in cut.index[image, : cut.counts[image]].tolist()]
+            real = sorted(token for token in tokens if token >= 0)
+            kept += [[t % patches for t in real if t // patches == crop] for crop in range(crops)]
+        return kept
 
     @property
     def merged(self) -> list[dict[int, list[int]]]:
-        """Per crop, which patches were folded into which output slot."""
+        """Per crop, which patches were folded into which slot of the crop's reduced tokens.
+
+        Raises:
+            ValueError: when the last prompt had no image, or none was seen.
+        """
         self._need()
         if self._merged_into is None:
-            return []
+            return [{} for _ in range(sum(self._crops))]
         groups: list[dict[int, list[int]]] = []
         for row in self._merged_into.tolist():
             group: dict[int, list[int]] = {}
@@ -81,48 +95,41 @@ class Trace:
             crop: which crop of the last batch.
 
         Raises:
-            ValueError: when the last prompt had no image.
+            ValueError: when the last prompt had no image, or none was seen.
         """
         from frugalvlm.study.plots import draw_kept_patches
 
-        self._need()
-        kept = self.kept[crop] if self.kept else list(range(self.grid[0] * self.grid[1]))
-        merged = self.merged[crop] if self.merged else {}
-        return draw_kept_patches(image, self.grid, kept, merged, ax)
+        return draw_kept_patches(image, self.grid, self.kept[crop], self.merged[crop], ax)
 
     def _need(self) -> None:
-        if not self.tokens_per_layer:
+        if not self.calls:
             raise ValueError(
                 "Nothing was traced: run the model on a prompt with an image inside the block."
             )
+        if not self.tokens_per_layer:
+            raise ValueError("The last prompt had no image, so nothing was kept or dropped.")
 
-    def _start(self, counts: tuple[int, ...]) -> None:
+    def _start(
+        self,
+        counts: tuple[int, ...] = (),
+        crops: tuple[int, ...] = (),
+        origins: Callable[[], list[list[int]]] = list,
+        merged_into: Tensor | None = None,
+    ) -> None:
+        """A new prompt: tokens and crops of each image; nothing for a prompt without one."""
         self.calls += 1
-        self._source = self._merged_into = None
-        self.tokens_per_layer, self.spread = [], []
-        self._set_from(0, counts)
+        self.tokens_per_layer, self.spread, self._cuts = [], [], []
+        self._origins, self._crops, self._merged_into = origins, crops, merged_into
+        if counts:
+            self._set_from(0, counts)
+
+    def _cut(self, layer: int, kept: Kept) -> None:
+        """From decoder layer `layer` on, images have only these visual tokens."""
+        self._cuts.append(kept)
+        self._set_from(layer, kept.counts)
 
     def _set_from(self, layer: int, counts: tuple[int, ...]) -> None:
-        """From `layer` on, images have these many visual tokens."""
         mean, spread = sum(counts) / len(counts), (min(counts), max(counts))
         rest = self.decoder_layers - layer
         self.tokens_per_layer = [*self.tokens_per_layer[:layer], *[mean] * rest]
         self.spread = [*self.spread[:layer], *[spread] * rest]
-
-    def _reduced(self, source: Tensor, merged_into: Tensor | None) -> None:
-        self._source = source.detach()
-        self._merged_into = None if merged_into is None else merged_into.detach()
-
-    def _cut(self, index: Tensor, counts: tuple[int, ...]) -> None:
-        """A decoder layer kept `index` of the tokens that were there."""
-        before = self._source
-        source = index if before is None else _follow(before, index)
-        rank = torch.arange(source.shape[1], device=source.device)
-        limit = torch.tensor(counts, device=source.device)[:, None]
-        self._source = source.masked_fill(rank >= limit, MERGED_SOURCE).detach()
-
-
-def _follow(before: Tensor, index: Tensor) -> Tensor:
-    if before.shape[0] != index.shape[0]:  # tiles: a decoder cut no longer knows crops
-        return index
-    return before.gather(1, index)

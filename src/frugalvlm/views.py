@@ -31,6 +31,11 @@ class BudgetError(ValueError):
     """A number of visual tokens that cannot be kept."""
 
 
+def softmax(logits: Float[Tensor, "*rows keys"]) -> Float[Tensor, "*rows keys"]:
+    """Softmax over the last axis in float32 or better, as the models compute it."""
+    return logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 @dataclass(frozen=True)
 class Shape:
     """What a method may know of a model before any computing: sizes and abilities."""
@@ -116,11 +121,10 @@ class EncoderView:
         Query rows go in chunks, so memory stays linear in the number of positions.
         """
         positions = self._hidden.shape[1]
-        total = torch.zeros_like(self._raw_keys[:, 0, :, 0], dtype=torch.float32)
-        for start in range(0, positions, 64):
-            rows = self._attention(self._hidden[:, start : start + 64])
-            total = total + rows.sum(dim=2).mean(dim=1)
-        return (total / positions)[:, int(self.has_cls) :]
+        chunks = (
+            self._attention(rows).mean(dim=1).sum(dim=1) for rows in self._hidden.split(64, dim=1)
+        )
+        return sum(chunks, start=torch.zeros(()))[:, int(self.has_cls) :] / positions
 
     @cached_property
     def fingerprint(self) -> Int[Tensor, " crops"]:
@@ -138,7 +142,7 @@ class EncoderView:
         self, rows: Float[Tensor, "crops rows width"]
     ) -> Float[Tensor, "crops heads rows positions"]:
         logits = self._queries_of(rows) @ self._raw_keys.transpose(-1, -2) * self._scale
-        return logits.float().softmax(-1)
+        return softmax(logits)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,7 @@ class LayerView:
         visual: [images, visual] positions of the visual tokens in the current sequence.
         counts: how many of these each image really has; slots behind them are padding.
         crops: crops of each image (LLaVA-1.5: 1), so that a budget per crop can be applied.
+        patches: patch tokens of an untouched crop.
         rows: [images] batch row of each image.
     """
 
@@ -174,6 +179,7 @@ class LayerView:
         visual: Int[Tensor, "images visual"],
         counts: tuple[int, ...],
         crops: tuple[int, ...],
+        patches: int,
         rows: Int[Tensor, " images"],
         last: Int[Tensor, " batch"],
         attention_of: Callable[[Tensor], Float[Tensor, "batch heads queries length"]],
@@ -182,6 +188,7 @@ class LayerView:
         self.visual = visual
         self.counts = counts
         self.crops = crops
+        self.patches = patches
         self.rows = rows
         self._hidden = hidden
         self._last = last
@@ -189,8 +196,8 @@ class LayerView:
 
     @property
     def tokens(self) -> Float[Tensor, "images visual width"]:
-        """Hidden states of the visual tokens."""
-        return self._hidden[self.rows[:, None], self.visual]
+        """Hidden states of the visual tokens; padding slots hold some other token's."""
+        return self._hidden[self.rows[:, None], self._visual_or_any]
 
     @cached_property
     def last_token_attention(self) -> Float[Tensor, "images heads visual"]:
@@ -205,7 +212,7 @@ class LayerView:
     ) -> Float[Tensor, "images heads queries visual"]:
         """Attention from chosen positions of each prompt to the visual tokens, layer before."""
         per_prompt = self._attention_of(queries)[self.rows]
-        index = self.visual[:, None, None].expand(-1, *per_prompt.shape[1:3], -1)
+        index = self._visual_or_any[:, None, None].expand(-1, *per_prompt.shape[1:3], -1)
         picked = per_prompt.gather(-1, index)
         if len(set(self.counts)) == 1:
             return picked
@@ -213,8 +220,18 @@ class LayerView:
         real = slot < torch.tensor(self.counts, device=picked.device)[:, None]
         return picked.masked_fill(~real[:, None, None], -1.0)
 
+    @property
+    def _visual_or_any(self) -> Int[Tensor, "images visual"]:
+        """`visual` with padding slots, which lie behind the sequence, moved onto its end."""
+        return self.visual.clamp(max=self._hidden.shape[1] - 1)
+
     def per_crop(self, kept_tokens: int) -> tuple[int, ...]:
-        """A budget per crop as a budget per image, never above what the image still has."""
+        """A budget per crop as a budget per image, never above what the image still has.
+
+        A budget of every patch keeps every token, the newline tokens of LLaVA-NeXT included.
+        """
+        if kept_tokens >= self.patches:
+            return self.counts
         return tuple(
             min(kept_tokens * crops, count)
             for crops, count in zip(self.crops, self.counts, strict=True)

@@ -16,7 +16,7 @@ from frugalvlm.pocket.models import build_processor
 from frugalvlm.pocket.recipe import seed_of
 from frugalvlm.pocket.scenes import COLORS, SHAPES, draw, make_scene, scan_split
 
-N = 240
+N = 180
 
 
 @cache

@@ -9,56 +9,61 @@ from __future__ import annotations
 import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from frugalvlm.views import Reduced, Shape, UnsupportedError
+from frugalvlm.views import Reduced, Shape, UnsupportedError, softmax
+
+FamilyModule: TypeAlias = Any  # an nn.Module with attributes that only its family knows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImageLayout:
     """One image of a prompt.
 
     Attributes:
         row: batch row.
-        slots: positions of its placeholders in the prompt, ascending.
-        crops: indices of its crops in the tower's batch.
-        grid: rows and columns of tiles (LLaVA-NeXT), (0, 0) for a single crop.
+        slots: positions of its placeholders in the prompt, ascending; on the CPU.
+        crops: its crops in the tower's batch.
+        size: height and width in pixels (LLaVA-NeXT), (0, 0) for a single crop.
+        tiles: rows and columns of tiles (LLaVA-NeXT), (0, 0) for a single crop.
     """
 
     row: int
-    slots: tuple[int, ...]
-    crops: tuple[int, ...]
-    grid: tuple[int, int] = (0, 0)
+    slots: Int[Tensor, " slots"]
+    crops: range
+    size: tuple[int, int] = (0, 0)
+    tiles: tuple[int, int] = (0, 0)
 
 
 class Host(ABC):
     """A Transformers vision-language model, seen as tower, projector and decoder."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
+        self.model: FamilyModule = model
 
     @property
     @abstractmethod
-    def inner(self) -> nn.Module:
+    def inner(self) -> FamilyModule:
         """The multimodal model without the language-modelling head."""
 
     @property
     @abstractmethod
-    def tower(self) -> nn.Module:
+    def tower(self) -> FamilyModule:
         """The vision tower."""
 
     @property
     @abstractmethod
-    def projector(self) -> nn.Module:
+    def projector(self) -> FamilyModule:
         """The module between tower features and word embeddings."""
 
     @property
     @abstractmethod
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> FamilyModule:
         """The decoder, with `layers`."""
 
     @property
@@ -68,11 +73,11 @@ class Host(ABC):
 
     @property
     @abstractmethod
-    def feature_module(self) -> nn.Module:
+    def feature_module(self) -> FamilyModule:
         """The tower layer whose output are the features."""
 
     @property
-    def feature_attention(self) -> nn.Module:
+    def feature_attention(self) -> FamilyModule:
         """Self-attention of the feature layer."""
         return self.feature_module.self_attn
 
@@ -92,6 +97,10 @@ class Host(ABC):
         """
         return None
 
+    def origin(self, image: ImageLayout) -> list[int]:
+        """What each token of an untouched image stands for: crop x patches + patch, or -1."""
+        return list(range(len(image.slots)))
+
     def tower_heads(
         self, projected: Float[Tensor, "crops positions width"]
     ) -> Float[Tensor, "crops heads positions head_dim"]:
@@ -106,7 +115,7 @@ class Host(ABC):
 
     def attention_rows(
         self,
-        attention: nn.Module,
+        attention: FamilyModule,
         hidden: Float[Tensor, "batch length width"],
         raw_keys: Float[Tensor, "batch length width"],
         position_embeddings: tuple[Tensor, Tensor],
@@ -136,8 +145,9 @@ class Host(ABC):
         at = queries[..., None].expand(-1, -1, cos.shape[-1])
         q, _ = rotate(q, q, cos.gather(1, at), sin.gather(1, at))
         k, _ = rotate(k, k, cos, sin)
-        k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
-        logits = (q @ k.transpose(-1, -2) * attention.scaling).float()
+        # Grouped-query attention: neighbouring query heads share a key head.
+        q = q.unflatten(1, (k.shape[1], -1))
+        logits = (q @ k[:, :, None].transpose(-1, -2) * attention.scaling).flatten(1, 2)
         hidden_keys = torch.arange(length, device=q.device) > queries[:, None, :, None]
         if mask is not None and mask.ndim == 2:
             hidden_keys = hidden_keys | (mask[:, None, None, :length] == 0)
@@ -145,7 +155,7 @@ class Host(ABC):
             rows = queries[:, None, :, None].expand(-1, -1, -1, length)
             picked = mask[..., :length].expand(batch, -1, -1, -1).gather(2, rows)
             hidden_keys = hidden_keys | (~picked if picked.dtype == torch.bool else picked < -1.0)
-        return logits.masked_fill(hidden_keys, torch.finfo(logits.dtype).min).softmax(-1)
+        return softmax(logits.masked_fill(hidden_keys, torch.finfo(logits.dtype).min))
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:

@@ -8,17 +8,18 @@ raster order of the stitched picture, then [CLS] per tile, then merged tokens ti
 
 from __future__ import annotations
 
-from itertools import accumulate, pairwise
+from collections.abc import Iterator
+from functools import cached_property
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.models.llava_next.modeling_llava_next import (
     get_anyres_image_grid_shape,
     unpad_image,
 )
 
-from frugalvlm.hosts.base import Host, ImageLayout, encoder_layers
+from frugalvlm.hosts.base import FamilyModule, Host, ImageLayout, encoder_layers
 from frugalvlm.views import CLS_SOURCE, MERGED_SOURCE, Reduced, Shape, UnsupportedError
 
 
@@ -26,22 +27,22 @@ class LlavaHost(Host):
     """`LlavaForConditionalGeneration` with a CLIP or SigLIP tower."""
 
     @property
-    def inner(self) -> nn.Module:
+    def inner(self) -> FamilyModule:
         """`LlavaModel`."""
         return self.model.model
 
     @property
-    def tower(self) -> nn.Module:
+    def tower(self) -> FamilyModule:
         """`CLIPVisionModel` or `SiglipVisionModel`."""
         return self.inner.vision_tower
 
     @property
-    def projector(self) -> nn.Module:
+    def projector(self) -> FamilyModule:
         """The two-layer MLP."""
         return self.inner.multi_modal_projector
 
     @property
-    def language_model(self) -> nn.Module:
+    def language_model(self) -> FamilyModule:
         """The decoder."""
         return self.inner.language_model
 
@@ -66,68 +67,96 @@ class LlavaHost(Host):
         return layer
 
     @property
-    def feature_module(self) -> nn.Module:
+    def feature_module(self) -> FamilyModule:
         """The feature layer."""
         return encoder_layers(self.tower)[self.feature_layer]
 
-    @property
+    @cached_property
     def shape(self) -> Shape:
-        """Sizes from the configuration."""
-        vision = self.model.config.vision_config
-        side = vision.image_size // vision.patch_size
-        has_cls = self.model.config.vision_feature_select_strategy == "default"
-        layers = self.model.config.text_config.num_hidden_layers
-        return Shape(side * side, (side, side), layers, has_cls)
+        """Sizes from the configuration.
 
-    def images(self, placeholders: Tensor, inputs: dict) -> list[ImageLayout]:
-        """Every image owns the next `patches` placeholders."""
-        return _split(placeholders, self._lengths(placeholders, inputs))
-
-    def _lengths(
-        self, placeholders: Tensor, inputs: dict
-    ) -> list[tuple[int, int, tuple[int, int]]]:
-        """Placeholders, crops and tile grid of every image."""
-        patches = self.shape.patches
-        total = int(placeholders.sum())
-        if total % patches:
+        Raises:
+            UnsupportedError: when the features are not exactly the patches.
+        """
+        config = self.model.config
+        side = config.vision_config.image_size // config.vision_config.patch_size
+        has_cls = any(name.endswith("class_embedding") for name, _ in self.tower.named_parameters())
+        strategy = "default" if has_cls else "full"  # "default" drops the first feature
+        if config.vision_feature_select_strategy != strategy:
             raise UnsupportedError(
-                f"The prompt holds {total} image placeholders, not a multiple of {patches}; "
-                "prepare it with the model's own processor."
+                f"This vision tower has {'a' if has_cls else 'no'} [CLS] token, so its patches are "
+                f"what vision_feature_select_strategy='{strategy}' gives; this model uses "
+                f"'{config.vision_feature_select_strategy}'."
             )
-        return [(patches, 1, (0, 0))] * (total // patches)
+        return Shape(side * side, (side, side), config.text_config.num_hidden_layers, has_cls)
+
+    def images(self, placeholders: Bool[Tensor, "batch length"], inputs: dict) -> list[ImageLayout]:
+        """Deal the placeholders of a batch out to its images, in reading order."""
+        where = placeholders.nonzero()
+        images: list[ImageLayout] = []
+        start = crop = 0
+        for length, crops, size, tiles in self._sizes(len(where), inputs):
+            rows, slots = where[start : start + length].T
+            if len(slots) < length or rows[0] != rows[-1]:
+                raise UnsupportedError(
+                    f"Image {len(images)} needs {length} placeholders in one row of the batch; "
+                    "prepare the prompt with the model's own processor."
+                )
+            images.append(ImageLayout(int(rows[0]), slots, range(crop, crop + crops), size, tiles))
+            start, crop = start + length, crop + crops
+        if start != len(where):
+            raise UnsupportedError(
+                f"The prompt holds {len(where)} image placeholders, but its images have {start} "
+                "tokens; prepare it with the model's own processor."
+            )
+        return images
+
+    def _sizes(
+        self, placeholders: int, inputs: dict
+    ) -> Iterator[tuple[int, int, tuple[int, int], tuple[int, int]]]:
+        """Tokens, crops, pixel size and tile grid of every image."""
+        patches = self.shape.patches
+        for _ in range(-(-placeholders // patches)):
+            yield patches, 1, (0, 0), (0, 0)
 
 
 class LlavaNextHost(LlavaHost):
     """`LlavaNextForConditionalGeneration`: base crop and tiles."""
 
-    def _lengths(
-        self, placeholders: Tensor, inputs: dict
-    ) -> list[tuple[int, int, tuple[int, int]]]:
+    def _sizes(
+        self, placeholders: int, inputs: dict
+    ) -> Iterator[tuple[int, int, tuple[int, int], tuple[int, int]]]:
         sizes = inputs.get("image_sizes")
         if sizes is None:
             raise UnsupportedError("LLaVA-NeXT needs image_sizes; pass all the processor returns.")
         config, (rows, cols) = self.model.config, self.shape.grid
-        lengths = []
         for height, width in torch.as_tensor(sizes).tolist():
-            grid = get_anyres_image_grid_shape(
-                (height, width), config.image_grid_pinpoints, config.vision_config.image_size
+            size = (height, width)
+            tiles = get_anyres_image_grid_shape(
+                size, config.image_grid_pinpoints, config.vision_config.image_size
             )
             # The model's own cropping, asked for its shape only.
-            stitched = torch.empty(1, grid[0] * rows, grid[1] * cols, device="meta")
-            _, high, wide = unpad_image(stitched, (height, width)).shape
+            stitched = torch.empty(1, tiles[0] * rows, tiles[1] * cols, device="meta")
+            _, high, wide = unpad_image(stitched, size).shape
             length = rows * cols + high * (wide + 1)  # a newline token ends every row
-            lengths.append((length, 1 + grid[0] * grid[1], grid))
-        return lengths
+            yield length, 1 + tiles[0] * tiles[1], size, tiles
+
+    def origin(self, image: ImageLayout) -> list[int]:
+        """Base crop, then the un-padded stitched tiles row by row, -1 for newlines."""
+        (rows, cols), (high, wide) = self.shape.grid, image.tiles
+        tile = torch.arange(1, 1 + high * wide).view(high, 1, wide, 1)
+        patch = torch.arange(rows * cols).view(1, rows, 1, cols)
+        stitched = (tile * rows * cols + patch).reshape(1, high * rows, wide * cols)
+        body = nn.functional.pad(unpad_image(stitched, image.size)[0], (0, 1), value=-1)
+        return [*range(rows * cols), *body.flatten().tolist()]
 
     def order(self, image: ImageLayout, reduced: Reduced) -> Int[Tensor, " kept"] | None:
         """Base crop, tile patches by stitched raster, [CLS] per tile, merged per tile."""
-        crops = torch.tensor(image.crops, device=reduced.source.device)
-        source = reduced.source[crops]
+        source = reduced.source[image.crops.start : image.crops.stop]
         count, kept = source.shape
-        rows, cols = self.shape.grid
+        (rows, cols), wide = self.shape.grid, max(1, image.tiles[1])
         tile = torch.arange(count, device=source.device)[:, None] - 1
         slot = torch.arange(kept, device=source.device)[None]
-        wide = max(1, image.grid[1])
         y = tile // wide * rows + source // cols
         x = tile % wide * cols + source % cols
         stitched = kept + y * (wide * cols) + x
@@ -136,32 +165,3 @@ class LlavaNextHost(LlavaHost):
         key = torch.where(source == MERGED_SOURCE, behind + count + tile * kept + slot, key)
         key = torch.where(tile < 0, slot, key)
         return key.flatten().argsort()
-
-
-def _split(
-    placeholders: Tensor, lengths: list[tuple[int, int, tuple[int, int]]]
-) -> list[ImageLayout]:
-    """Deal the placeholders of a batch out to its images, in reading order."""
-    where = placeholders.nonzero().tolist()
-    if sum(n for n, _, _ in lengths) != len(where):
-        raise UnsupportedError(
-            f"The prompt holds {len(where)} image placeholders, but its images have "
-            f"{sum(n for n, _, _ in lengths)} tokens; prepare it with the model's own processor."
-        )
-    bounds = [0, *accumulate(n for n, _, _ in lengths)]
-    crops = [0, *accumulate(c for _, c, _ in lengths)]
-    images = []
-    for (start, end), (first, last), (_, _, grid) in zip(
-        pairwise(bounds), pairwise(crops), lengths, strict=True
-    ):
-        rows = {row for row, _ in where[start:end]}
-        if len(rows) != 1:
-            raise UnsupportedError(
-                "An image's placeholders are spread over two prompts; check the batch."
-            )
-        images.append(
-            ImageLayout(
-                rows.pop(), tuple(s for _, s in where[start:end]), tuple(range(first, last)), grid
-            )
-        )
-    return images

@@ -82,40 +82,37 @@ class VisionZip(EncoderReducer):
         order = score.argsort(dim=-1, descending=True, stable=True)
         dominant = order[:, :patches_kept].sort(-1).values
         rest = order[:, patches_kept:].sort(-1).values
+        contextual, slots = self._merge(view, rest)
 
-        parts, source = [_pick(view.patches, dominant)], [dominant]
-        if view.has_cls:
-            parts.insert(0, view.cls)
-            source.insert(0, torch.full_like(dominant[:, :1], CLS_SOURCE))
-        merged_into = None
-        if self.contextual:
-            contextual, slots = self._merge(view, rest)
-            parts.append(contextual)
-            source.append(torch.full_like(slots[:, : self.contextual], MERGED_SOURCE))
-            merged_into = torch.full_like(order, -1).scatter(1, rest, slots + self.dominant)
-        return Reduced(torch.cat(parts, 1), torch.cat(source, 1), merged_into)
+        parts = [view.cls] if view.has_cls else []
+        tokens = torch.cat([*parts, _pick(view.patches, dominant), contextual], 1)
+        source = torch.full(tokens.shape[:2], MERGED_SOURCE, device=tokens.device)
+        source[:, : self.dominant] = CLS_SOURCE
+        source[:, self.dominant - patches_kept : self.dominant] = dominant
+        if not self.contextual:
+            return Reduced(tokens, source)
+        nowhere = torch.full_like(order, -1)
+        return Reduced(tokens, source, nowhere.scatter(1, rest, slots + self.dominant))
 
     def _merge(
         self, view: EncoderView, rest: Int[Tensor, "crops rest"]
     ) -> tuple[Float[Tensor, "crops contextual width"], Int[Tensor, "crops rest"]]:
         """Contextual tokens, and the contextual token that each remaining patch went to."""
-        count, width = rest.shape[1], view.patches.shape[-1]
-        target = torch.arange(count, device=rest.device)[:: max(1, count // self.contextual)]
-        target = target[: self.contextual]
+        features = _pick(view.patches, rest)
+        if not self.contextual:
+            return features[:, :0], torch.zeros_like(rest)
+        every = torch.arange(rest.shape[1], device=rest.device)
+        target = every[:: max(1, len(every) // self.contextual)][: self.contextual]
         metric = normalize(_pick(view.keys.mean(1), rest), dim=-1)
         slots = (metric @ metric[:, target].transpose(-1, -2)).argmax(-1)
-        # A target belongs to itself and takes no part in the mean.
-        slots[:, target] = torch.arange(len(target), device=rest.device)
-        joins = torch.ones_like(slots).index_fill(1, target, 0)
-        features = _pick(view.patches, rest)
-        total = features.new_zeros(view.crops, self.contextual, width).scatter_add(
-            1, slots[..., None].expand(-1, -1, width), features * joins[..., None]
-        )
-        members = torch.zeros_like(slots[:, : self.contextual]).scatter_add(1, slots, joins)
-        own = features[:, target]
+        slots[:, target] = every[: self.contextual]  # a target stands for itself
+        joins = (slots[:, :, None] == every[: self.contextual]).to(features.dtype)
+        if self.merge == "target_plus_mean":
+            joins[:, target] = 0  # and takes no part in the mean
+        mean = joins.transpose(1, 2) @ features / joins.sum(1)[..., None].clamp(min=1)
         if self.merge == "mean":
-            return (own + total) / (members + 1)[..., None], slots
-        return own + total / members.clamp(min=1)[..., None], slots
+            return mean, slots
+        return features[:, target] + mean, slots
 
 
 @dataclass(frozen=True)

@@ -159,6 +159,7 @@ def packed_question_loss(
     prefix_ids: Sequence[int],
     questions: Sequence[Sequence[tuple[list[int], list[int]]]],
     train_tower: bool,
+    per_question: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of every answer, all questions of an image sharing one copy of the image.
 
@@ -170,12 +171,15 @@ def packed_question_loss(
         prefix_ids: the tokens before the question, `<image>` placeholders expanded.
         questions: per picture, pairs of question tokens and answer tokens (with end of sequence).
         train_tower: whether gradients flow into the vision tower.
+        per_question: every question counts the same, however long its answer; otherwise every
+            answer token does, which lets descriptions drown one-word answers.
     """
     device = pixels.device
     prefix = len(prefix_ids)
     lengths = torch.zeros(len(questions), max(map(len, questions)), dtype=torch.long)
     rows: list[list[int]] = []
     targets: list[list[int]] = []
+    weights: list[float] = []  # of every answer token, in order
     for b, items in enumerate(questions):
         ids, target = list(prefix_ids), [-100] * prefix
         for q, (ask, answer) in enumerate(items):
@@ -183,6 +187,7 @@ def packed_question_loss(
             # The token before an answer token predicts it.
             target += [-100] * (len(ask) - 1) + answer + [-100]
             lengths[b, q] = len(ask) + len(answer)
+            weights += [1 / len(answer) if per_question else 1.0] * len(answer)
         rows.append(ids)
         targets.append(target)
     total = max(map(len, rows))
@@ -207,7 +212,9 @@ def packed_question_loss(
     ).last_hidden_state
     asked = target_ids != -100
     logits = model.lm_head(hidden[asked]).float()
-    loss = F.cross_entropy(logits, target_ids[asked])
+    weight = torch.tensor(weights, device=device)
+    losses = F.cross_entropy(logits, target_ids[asked], reduction="none")
+    loss = (losses * weight).sum() / weight.sum()
     with torch.no_grad():
         token_accuracy = (logits.argmax(-1) == target_ids[asked]).float().mean()
     return loss, {"token_accuracy": token_accuracy}

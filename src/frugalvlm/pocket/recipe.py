@@ -40,13 +40,18 @@ class Stage:
     warmup: int
     questions: int = 0  # per picture; 0 for the tower's own objective
     curriculum: int = 0  # steps over which scenes grow from one thing to all
+    per_question: bool = False  # weigh questions, not answer tokens, alike
+    horizon: int = 0  # steps until the learning rate has fallen; 0: `steps`
 
 
 STAGES: dict[str, tuple[Stage, ...]] = {
     "pocket-llava-base": (
         Stage("tower", ("tower",), 1700, 64, 1.5e-3, 100),
-        Stage("tune", ("projector", "decoder"), 2600, 16, 1.5e-3, 100, 20, 200),
-        Stage("joint", ("tower", "projector", "decoder"), 300, 16, 3e-4, 50, 20),
+        # Token-weighted first: descriptions teach the decoder to read the picture. Then every
+        # question alike, which is what checks (yes or no) and multiple choice wait for.
+        Stage("read", ("projector", "decoder"), 1031, 16, 1.5e-3, 100, 20, 200, horizon=2000),
+        Stage("answer", ("projector", "decoder"), 1300, 16, 1.2e-3, 30, 20, per_question=True),
+        Stage("joint", ("tower", "projector", "decoder"), 150, 16, 2.5e-4, 20, 20, per_question=True),
     ),
     "pocket-llava-tiny": (
         Stage("tower", ("tower",), 30, 16, 2e-3, 5),
@@ -184,7 +189,7 @@ def _schedule(step: int, stage: Stage) -> float:
     """Linear warm-up, then a cosine down to 5 %."""
     if step < stage.warmup:
         return (step + 1) / stage.warmup
-    share = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    share = (step - stage.warmup) / max(1, (stage.horizon or stage.steps) - stage.warmup)
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share))
 
 
@@ -220,7 +225,8 @@ class _objective:
             return self.tower(pixels, scenes)
         packs = [[self.encode(q.text, q.answer) for q in self._ask(scene)] for scene in scenes]
         return packed_question_loss(
-            self.model, pixels, self.encode.prefix, packs, "tower" in self.stage.trains
+            self.model, pixels, self.encode.prefix, packs, "tower" in self.stage.trains,
+            self.stage.per_question,
         )
 
     def _ask(self, scene: Scene) -> list:

@@ -232,6 +232,20 @@ def _answer(
     return [t.strip() for t in processor.batch_decode(new, skip_special_tokens=True)]
 
 
+def answer_all(
+    model: PreTrainedModel, batches: Batches, max_new_tokens: int, blank: bool = False
+) -> list[str | None]:
+    """Answers of the untouched model to all questions, in order; `blank` hides the pictures."""
+    done: dict[str, str | None] = {}
+    for ids, inputs in batches.batches:
+        if blank:
+            inputs = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])}
+        done.update(
+            zip(ids, _answer(model, batches.processor, inputs, max_new_tokens), strict=True)
+        )
+    return [done[i] for i in batches.ids]
+
+
 def code_of(method: Method) -> str:
     """Hash of the source that decides this method's answers."""
     return _code(f"methods/{type(method).__module__.split('.')[-1]}.py")

@@ -1,0 +1,350 @@
+"""Figures: which patches survive, what is retained, what it costs. Colours are safe for the
+colour-blind, and every line has a marker of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from frugalvlm.study.records import Record
+from frugalvlm.study.tables import Table
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = [
+    "attention_mass_plot",
+    "draw_kept_patches",
+    "efficiency_bars",
+    "kept_patches_panel",
+    "retention_curve",
+]
+
+Kept = tuple[tuple[int, int], Sequence[int], Mapping[int, Sequence[int]]]
+
+_DROPPED = 0.22  # brightness of what was dropped
+_KEPT_EDGE = "#f0c800"
+# Tints of merged groups: bright enough to be told from a dropped patch at a glance.
+_TINTS = ("#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#8c8cff", "#b3b300", "#ff9da7")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+
+
+def draw_kept_patches(
+    image: Image,
+    grid: tuple[int, int],
+    kept: Sequence[int],
+    merged: Mapping[int, Sequence[int]] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Draw which patches of a picture the language model still sees.
+
+    Kept patches stay as they are and get a yellow edge. Merged ones are tinted, one tint and edge
+    per group, for each group is one token. Dropped patches are darkened.
+
+    Args:
+        image: the picture the tower saw.
+        grid: rows and columns of patches.
+        kept: patches that survived, row by row from 0.
+        merged: for each merged token the patches folded into it.
+        ax: axes to draw on; a new figure when absent.
+
+    Raises:
+        ValueError: when a patch lies outside the grid.
+    """
+    merged = dict(merged or {})
+    labels = _labels(grid, kept, merged)
+    if ax is None:
+        ax = plt.figure(figsize=(4, 4), layout="constrained").subplots()
+    pixels = np.asarray(image.convert("RGB"), dtype=float) / 255
+    shown = _shaded(pixels, _upsampled(labels, pixels.shape[:2]))
+    height, width = pixels.shape[:2]
+    ax.imshow(shown, extent=(0, width, height, 0), interpolation="nearest")
+    scale = np.array([width / grid[1], height / grid[0]])
+    groups = _borders(labels, labels > 0)
+    ax.add_collection(LineCollection(groups * scale, colors="white", linewidths=0.8))
+    edges = _borders(labels == _IS_KEPT, labels == _IS_KEPT)
+    ax.add_collection(LineCollection(edges * scale, colors=_KEPT_EDGE, linewidths=1.4))
+    ax.set(xticks=[], yticks=[], title=_count_text(grid, kept, merged))
+    ax.title.set_fontsize(9)
+    return ax
+
+
+def kept_patches_panel(image: Image, runs: Mapping[str, Kept], title: str = "") -> Figure:
+    """The picture, and beside it what each run keeps of it.
+
+    Args:
+        image: the picture the tower saw.
+        runs: for each label its grid, kept patches and merged groups.
+        title: of the whole figure.
+    """
+    columns = min(len(runs) + 1, 4)
+    rows = -(-(len(runs) + 1) // columns)
+    figure = plt.figure(figsize=(2.9 * columns, 3.25 * rows + 0.5), layout="constrained")
+    axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
+    for ax in axes[len(runs) + 1 :]:
+        ax.remove()
+    axes[0].imshow(image)
+    axes[0].set(xticks=[], yticks=[])
+    axes[0].set_title("the picture", fontsize=10, fontweight="bold", loc="left", pad=16)
+    for ax, (label, (grid, kept, merged)) in zip(axes[1:], runs.items(), strict=False):
+        draw_kept_patches(image, grid, kept, merged, ax)
+        counted = ax.get_title()
+        ax.set_title(label, fontsize=10, fontweight="bold", loc="left", pad=16)
+        ax.set_title("", loc="center")
+        ax.text(0, 1.02, counted, transform=ax.transAxes, fontsize=8)
+    handles = [
+        Patch(facecolor="white", edgecolor=_KEPT_EDGE, linewidth=2, label="kept as it is"),
+        Patch(facecolor=_TINTS[0], edgecolor="white", label="merged (one tint and edge per token)"),
+        Patch(facecolor="0.25", label="dropped"),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def retention_curve(table: Table, ax: Axes | None = None) -> Axes:
+    """Mean retention over budgets, with intervals; the paper's own numbers dashed.
+
+    Args:
+        table: what `accuracy_table` gives.
+        ax: axes to draw on; a new figure when absent.
+    """
+    ax = ax or _new_axes((7.2, 4.4))
+    total = table.data["budget"].max()
+    means = table.data[(table.data["benchmark"] == "mean") & (table.data["budget"] < total)]
+    paper_total = table.data["paper_tokens"].max()
+    methods = list(dict.fromkeys(means["label"]))
+    colors = _colors(methods)
+    for i, label in enumerate(methods):
+        rows = means[means["label"] == label].sort_values("budget")
+        known = rows.dropna(subset=["retention"])
+        # A little apart, or intervals at one budget would hide each other.
+        x = 100 * known["budget"] / total * (1 + 0.014 * (i - (len(methods) - 1) / 2))
+        down = known["retention"] - known["retention_low"]
+        up = known["retention_high"] - known["retention"]
+        style: dict[str, Any] = {"color": colors[label], "marker": _MARKERS[i % len(_MARKERS)]}
+        if len(known):
+            ax.errorbar(x, known["retention"], yerr=[down, up], label=label, capsize=3, **style)
+        printed = rows.dropna(subset=["paper_retention"])
+        if len(printed):
+            x = 100 * printed["paper_tokens"] / paper_total
+            style |= {"markerfacecolor": "white", "alpha": 0.85, "linestyle": "--"}
+            ax.plot(x, printed["paper_retention"], label=f"{label}, printed", **style)
+    ax.axhline(100, color="0.4", linewidth=1)
+    ax.annotate(
+        "untouched model", (0.99, 100), xycoords=("axes fraction", "data"), xytext=(0, 3),
+        textcoords="offset points", ha="right", fontsize=8, color="0.3",
+    )  # fmt: skip
+    budgets = sorted(means["budget"].unique())
+    ax.set_xscale("log")
+    ax.set_xticks(
+        [100 * b / total for b in budgets], [f"{100 * b / total:.0f}\n({b})" for b in budgets]
+    )
+    ax.minorticks_off()
+    ax.set_xlabel(f"visual tokens asked for, % of all (number, of {total})")
+    ax.set_ylabel("score retained, % of untouched model\n(mean over benchmarks)")
+    printed_at = (
+        "; dashed: the paper's model and benchmarks" if _any(means, "paper_retention") else ""
+    )
+    ax.set_title(
+        f"{table.title}\nn = {_questions(means)} questions, bars: 95 % interval{printed_at}",
+        fontsize=10, loc="left",
+    )  # fmt: skip
+    _legend(ax)
+    return ax
+
+
+def efficiency_bars(table: Table) -> Figure:
+    """Prefill speed-up with intervals, prefill FLOPs and visual KV cache, budget by budget.
+
+    Args:
+        table: what `efficiency_table` gives.
+    """
+    figure = plt.figure(figsize=(11, 3.9), layout="constrained")
+    with sns.axes_style("whitegrid"):
+        axes = figure.subplots(1, 3)
+    data = table.data
+    total = data["budget"].max()
+    rows = data[data["budget"] < total].assign(
+        flops_share=lambda d: 100 / d["flops_ratio"],
+        kv_share=lambda d: 100 * d["kv_visual_ratio"],
+    )
+    panels = {
+        "prefill_speedup": ("prefill speed-up, times (higher is better)", 1),
+        "flops_share": ("prefill FLOPs, % of untouched (lower is better)", 100),
+        "kv_share": ("visual KV cache, % of untouched (lower is better)", 100),
+    }
+    for ax, (name, (label, reference)) in zip(axes, panels.items(), strict=True):
+        _bars(ax, rows, name, total)
+        ax.axhline(reference, color="0.25", linewidth=1, linestyle=":")
+        ax.set_ylabel(label)
+        ax.set_xlabel(f"visual tokens asked for (of {total})")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    rounds = int(data["n"].max())
+    facts = table.facts
+    figure.suptitle(
+        f"Cost at the {facts['scale']} scale: {facts['model']} on {facts['hardware']}\n"
+        f"speed-up: {rounds} paired rounds, bars: 95 % interval; FLOPs and cache are counted; "
+        "dotted: untouched model",
+        fontsize=10,
+    )  # fmt: skip
+    return figure
+
+
+def attention_mass_plot(record: Record, ax: Axes | None = None) -> Axes:
+    """How much [CLS] attention the most attended patches get, layer by layer of the encoder.
+
+    Args:
+        record: an attention record.
+        ax: axes to draw on; a new figure when absent.
+    """
+    ax = ax or _new_axes((6.4, 3.9))
+    mass = 100 * np.asarray(record["mass_per_layer"], dtype=float)
+    layers = np.arange(1, len(mass) + 1)
+    share = 100 * float(record["patches_fraction"])
+    color = sns.color_palette("colorblind")[0]
+    ax.plot(layers, mass, marker="o", color=color, label="measured")
+    if record.get("mass_per_image"):
+        low, high = _mean_interval(100 * np.asarray(record["mass_per_image"], dtype=float))
+        ax.fill_between(layers, low, high, color=color, alpha=0.25, label="95 % interval")
+    ax.axhline(share, color="0.35", linestyle=":", label="attention spread evenly")
+    if len(mass) > 1:
+        ax.plot(layers[-2], mass[-2], marker="o", markersize=13, markerfacecolor="none",
+                markeredgecolor="#d55e00", linestyle="none",
+                label="second-last layer (read by CLS-guided methods)")  # fmt: skip
+    ax.set_xticks(layers)
+    ax.set_ylim(0, max(100.0, mass.max() * 1.05) if mass.max() > 70 else mass.max() * 1.3)
+    ax.set_xlabel("layer of the vision encoder (last on the right)")
+    ax.set_ylabel(f"attention on the top {share:.0f} % patches, %")
+    request = record["request"]
+    ax.set_title(
+        f"Where [CLS] looks: {request.get('model')} at the {request.get('scale')} scale\n"
+        f"mean over {record['images']} images",
+        fontsize=10, loc="left",
+    )  # fmt: skip
+    ax.legend(fontsize=8, frameon=True)
+    return ax
+
+
+_IS_DROPPED, _IS_KEPT = 0, -1  # labels of patches; merged groups count from 1
+
+
+def _labels(
+    grid: tuple[int, int], kept: Sequence[int], merged: Mapping[int, Sequence[int]]
+) -> np.ndarray:
+    rows, cols = grid
+    listed = [*kept, *(patch for patches in merged.values() for patch in patches)]
+    outside = [patch for patch in listed if not 0 <= patch < rows * cols]
+    if outside:
+        raise ValueError(f"Patch {outside[0]} lies outside a grid of {rows} x {cols} patches.")
+    labels = np.full(rows * cols, _IS_DROPPED)
+    for number, slot in enumerate(sorted(merged), start=1):
+        labels[list(merged[slot])] = number
+    labels[list(kept)] = _IS_KEPT
+    return labels.reshape(rows, cols)
+
+
+def _upsampled(labels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Each pixel's label: [height, width]."""
+    rows, cols = (np.arange(n) * g // n for n, g in zip(shape, labels.shape, strict=True))
+    return labels[rows[:, None], cols[None, :]]
+
+
+def _shaded(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    shown = pixels.copy()
+    grey = pixels.mean(-1, keepdims=True)
+    dropped = labels == _IS_DROPPED
+    shown[dropped] = _DROPPED * (0.35 + 0.65 * np.broadcast_to(grey, pixels.shape)[dropped])
+    for number in range(1, labels.max() + 1):
+        tint = np.array(to_rgb(_TINTS[(number - 1) % len(_TINTS)]))
+        own = labels == number
+        shown[own] = 0.4 * np.broadcast_to(grey, pixels.shape)[own] + 0.5 * tint
+    return shown
+
+
+def _borders(labels: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Segments, in patches, around and between regions of equal label: [segments, 2, 2] as x, y."""
+    rows, cols = labels.shape
+    segments = []
+    for r, c in np.argwhere(inside):
+        for dr, dc, line in (
+            (-1, 0, ((c, r), (c + 1, r))),
+            (1, 0, ((c, r + 1), (c + 1, r + 1))),
+            (0, -1, ((c, r), (c, r + 1))),
+            (0, 1, ((c + 1, r), (c + 1, r + 1))),
+        ):
+            nr, nc = r + dr, c + dc
+            beyond = not (0 <= nr < rows and 0 <= nc < cols)
+            if beyond or labels[nr, nc] != labels[r, c]:
+                segments.append(line)
+    return np.array(segments, dtype=float).reshape(-1, 2, 2)
+
+
+def _count_text(
+    grid: tuple[int, int], kept: Sequence[int], merged: Mapping[int, Sequence[int]]
+) -> str:
+    text = f"{len(set(kept))} of {grid[0] * grid[1]} patches kept"
+    if merged:
+        folded = sum(len(patches) for patches in merged.values())
+        tokens = "1 token" if len(merged) == 1 else f"{len(merged)} tokens"
+        text += f", {folded} merged into {tokens}"
+    return text
+
+
+def _new_axes(size: tuple[float, float]) -> Axes:
+    with sns.axes_style("whitegrid"):
+        return plt.figure(figsize=size, layout="constrained").subplots()
+
+
+def _colors(labels: Sequence[str]) -> dict[str, Any]:
+    palette = sns.color_palette("colorblind", max(len(labels), 6))
+    return dict(zip(labels, palette, strict=False))
+
+
+def _bars(ax: Axes, rows: pd.DataFrame, name: str, total: int) -> None:
+    """Bars of one quantity: a group per budget, largest first, and a bar per method."""
+    budgets = sorted(rows["budget"].unique(), reverse=True)
+    labels = list(dict.fromkeys(rows["label"]))
+    colors, width = _colors(labels), 0.8 / max(len(labels), 1)
+    for i, label in enumerate(labels):
+        own = rows[rows["label"] == label].set_index("budget").reindex(budgets)
+        x = np.arange(len(budgets)) + (i - (len(labels) - 1) / 2) * width
+        ax.bar(x, own[name], 0.92 * width, color=colors[label], label=label)
+        if f"{name}_low" in own:
+            spread = [own[name] - own[f"{name}_low"], own[f"{name}_high"] - own[name]]
+            ax.errorbar(x, own[name], yerr=spread, fmt="none", ecolor="0.15", capsize=2)
+    ax.set_xticks(range(len(budgets)), [f"{b}\n({100 * b / total:.0f} %)" for b in budgets])
+    ax.grid(False, axis="x")
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(fontsize=8, frameon=True, loc="center left", bbox_to_anchor=(1.01, 0.5))
+
+
+def _questions(means: pd.DataFrame) -> str:
+    counts = sorted({int(n) for n in means["n"] if n})
+    return f"{counts[0]:,} to {counts[-1]:,}" if len(counts) > 1 else f"{sum(counts):,}"
+
+
+def _any(frame: pd.DataFrame, column: str) -> bool:
+    return bool(frame[column].notna().any())
+
+
+def _mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """95 % bootstrap interval of the mean over pictures, per layer."""
+    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
+    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975], axis=0)
+    return low, high

@@ -1,0 +1,65 @@
+"""What the command line prints: papers, tables, verdicts, comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from frugalvlm.paths import results_dir
+from frugalvlm.study import records, tables
+from frugalvlm.study.papers import SCALES, Paper, all_papers
+from frugalvlm.study.records import Record
+from frugalvlm.study.verdicts import verdict_table, verdicts
+
+
+def print_report(
+    paper: Paper, scale: str, made: Sequence[Record], console: Console | None = None
+) -> None:
+    """A paper's tables and verdicts from the records of one reproduction."""
+    console = console or Console()
+    if scale == "blueprint":
+        console.print(tables.blueprint_table(paper, made))
+    else:
+        first = next(t for t in paper.tables if scale in t.scales)
+        console.print(tables.accuracy_table(paper, first.id, made))
+        console.print(tables.efficiency_table(made, paper))
+        console.print(tables.energy_table(made, paper))
+    console.print(verdict_table(verdicts(paper, made, scale)))
+
+
+def print_papers(console: Console | None = None) -> None:
+    """The papers of the kit and what is reproduced at which scale."""
+    console = console or Console()
+    table = RichTable(title="Papers of the kit", title_justify="left")
+    for header in ("key", "paper", "arXiv", "kind", *SCALES):
+        table.add_column(header, overflow="fold")
+    for paper in all_papers():
+        version = f"v{paper.arxiv_version}" if paper.arxiv_version else ""
+        states = [paper.status.get(scale, "planned") for scale in SCALES]
+        title, kind = paper.title.split(":")[0], ", ".join(paper.kind)
+        table.add_row(paper.key, title, f"{paper.arxiv}{version}", kind, *states)
+    console.print(table)
+    console.print("Reproduce one with: invoke reproduce --paper KEY [--scale pocket|blueprint]")
+
+
+def print_comparison(console: Console | None = None) -> None:
+    """All recorded pocket methods side by side; nothing is run.
+
+    Raises:
+        RecordError: when nothing was recorded yet.
+    """
+    console = console or Console()
+    folders = sorted((results_dir() / "pocket").glob("*/records"))
+    made = records.newest_setting(r for f in folders for r in records.read_records(f))
+    if not made:
+        raise records.RecordError(
+            "Nothing is recorded yet: run `invoke reproduce --paper visionzip` first."
+        )
+    for paper in all_papers():
+        for layout in paper.tables:
+            if "pocket" in layout.scales and (results_dir() / "pocket" / paper.key).is_dir():
+                console.print(tables.accuracy_table(paper, layout.id, made))
+    console.print(tables.efficiency_table(made))
+    console.print(tables.energy_table(made))

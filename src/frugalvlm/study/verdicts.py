@@ -1,0 +1,594 @@
+"""Verdicts: what the records say about each claim of a paper.
+
+A claim asks whether a quantity stands in a relation to a threshold, and may name a weaker demand.
+The decision is made by the whole 95 % interval, never by the value alone:
+
+| interval                                             | verdict         |
+| ---------------------------------------------------- | --------------- |
+| all of it meets the claim                            | reproduced      |
+| all of it meets the weaker demand, not all the claim | same direction  |
+| none of it meets the claim nor the weaker demand     | contradicted    |
+| anything else: the records do not decide             | not significant |
+
+So an interval that contains the threshold never reproduces a claim, and without a weaker demand it
+is not significant, on whichever side of the threshold the value lies. Counted quantities (tokens,
+FLOPs, cache bytes) are exact: their interval is a point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import spearmanr
+
+from frugalvlm.study.papers import QUANTITY_KINDS, SCALES, Claim, Paper, load_paper
+from frugalvlm.study.records import Record, latest, one_setting, select
+from frugalvlm.study.scored import Scored, SheetMaker, contrast
+from frugalvlm.study.stats import Estimate
+from frugalvlm.study.tables import NONE_PRINTED, Block, Cell, Table
+
+__all__ = ["STATUSES", "Measured", "Verdict", "decide", "verdict_table", "verdicts"]
+
+STATUSES = (
+    "reproduced", "same direction", "contradicted", "not significant", "not testable here",
+    "not measured",
+)  # fmt: skip
+_STYLES = {
+    "reproduced": "green",
+    "same direction": "cyan",
+    "contradicted": "red",
+    "not significant": "yellow",
+    "not testable here": "dim",
+    "not measured": "dim",
+}
+_FLOPS_PARTS = {"vision tower": "tower", "tower": "tower", "projector": "projector",
+                "decoder": "decoder", "language model": "decoder"}  # fmt: skip
+# Parts of a quantity that say what to measure; all others are hyper-parameters of the method.
+_SELECTORS = {
+    "kind", "method", "model", "tokens", "tokens_fraction", "mean_keep_rate", "over", "part",
+    "statistic", "of", "a", "b", "crops",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured quantity; `reason` says why it, or its interval, is undefined (NaN).
+
+    A counted one has `low == high == value`; n tells how many of `of` it rests on.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int | None = None
+    of: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say about one claim at one scale.
+
+    Attributes:
+        paper: the paper's key.
+        claim: the claim.
+        scale: where it was tested.
+        status: one of STATUSES.
+        sentence: the verdict in one plain sentence.
+        value: the measured quantity, None when there is none, with `low` and `high`.
+        n: what it rests on (`of`: questions, rounds, images); None for counted quantities.
+        reported: the paper's number (`claim.reported_on_columns`: over our benchmarks only).
+    """
+
+    paper: str
+    claim: Claim
+    scale: str
+    status: str
+    sentence: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+    of: str = ""
+    reported: float | None = None
+
+
+class _Missing(Exception):
+    """A record that the claim needs is not there; the message says which."""
+
+
+def verdicts(
+    paper: Paper | str,
+    records: Iterable[Record],
+    scale: str,
+    *,
+    benchmarks: Mapping[str, SheetMaker] | None = None,
+) -> list[Verdict]:
+    """One verdict per claim, in the paper's order.
+
+    Args:
+        paper: the paper or its key.
+        records: records of this scale, of one setting; incomplete ones are left out.
+        scale: "pocket", "blueprint" or "full".
+        benchmarks: by id; default: the kit's own.
+
+    Raises:
+        ValueError: for an unknown scale.
+        MixedSettingError: when the records come from several models, machines and so on.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"Unknown scale '{scale}'. Known: {', '.join(SCALES)}.")
+    paper = load_paper(paper) if isinstance(paper, str) else paper
+    own = select(records, scale=scale)
+    evidence = _Evidence(paper, own, scale, benchmarks)
+    return [_verdict(paper, claim, scale, evidence) for claim in paper.claims]
+
+
+def decide(measured: Measured, claim: Claim) -> str:
+    """The status that a measured interval gives a claim, see the module's table."""
+    ends = (measured.low, measured.high)
+    if claim.relation is None or claim.threshold is None:
+        raise ValueError(f"claim {claim.id} has no relation to decide.")
+    if any(math.isnan(x) for x in ends):
+        return "not significant"
+    strong = _holds(ends, claim.relation, claim.threshold, claim.tolerance)
+    weak = strong
+    if claim.weaker:
+        weak = _holds(ends, claim.weaker["relation"], float(claim.weaker["threshold"]), 0.0)
+    if strong is True:
+        return "reproduced"
+    if claim.weaker and weak is True:
+        return "same direction"
+    if strong is False and weak is False:
+        return "contradicted"
+    return "not significant"
+
+
+def _holds(
+    ends: tuple[float, float], relation: str, threshold: float, tolerance: float
+) -> bool | None:
+    """Whether a relation holds on the whole interval (True), nowhere (False), or in part (None)."""
+    low, high = ends
+    if relation in ("==", "~"):
+        # A hair of slack: a ratio of two counts is rarely its decimal fraction to the last bit.
+        slack = tolerance + 1e-9 * max(1.0, abs(threshold))
+        if threshold - slack <= low and high <= threshold + slack:
+            return True
+        return False if high < threshold - slack or low > threshold + slack else None
+    tests: dict[str, Callable[[float], bool]] = {
+        ">": lambda x: x > threshold,
+        ">=": lambda x: x >= threshold,
+        "<": lambda x: x < threshold,
+        "<=": lambda x: x <= threshold,
+    }
+    found = {tests[relation](low), tests[relation](high)}
+    return found.pop() if len(found) == 1 else None
+
+
+def verdict_table(found: Sequence[Verdict]) -> Table:
+    """The verdicts as a table for terminal, HTML and Markdown; `to_frame()` gives the numbers.
+
+    Claims that are not testable here stand below it, by reason.
+    """
+    names = ", ".join(sorted({v.paper for v in found}))
+    scales = ", ".join(sorted({v.scale for v in found}, key=SCALES.index))
+    counts = [(sum(v.status == status for v in found), status) for status in STATUSES]
+    rows = tuple(_row(v) for v in found if v.status != "not testable here")
+    return Table(
+        title=f"Claims of {names} at the {scales} scale",
+        headers=("claim", "asked", "ours [95 % interval]", "n", "paper", "verdict"),
+        blocks=(Block("", rows),),
+        caption=(
+            "; ".join(f"{n} {status}" for n, status in counts if n) + ".",
+            "A verdict is given by the whole 95 % interval: one that contains the threshold does "
+            "not reproduce a claim. Counted quantities are exact. Paper: its number, and in "
+            "brackets the same over the benchmarks of our table.",
+            *_grouped(v for v in found if v.status in ("not testable here", "not measured")),
+        ),
+        data=_frame(found),
+        facts={"scale": scales},
+        styles=_STYLES,
+    )
+
+
+def _grouped(found: Iterable[Verdict]) -> list[str]:
+    """One line per reason, with the claims it holds for."""
+    ids: dict[str, list[str]] = {}
+    for v in found:
+        ids.setdefault(v.sentence, []).append(v.claim.id)
+    return [f"{sentence.rstrip('.')} ({', '.join(names)})." for sentence, names in ids.items()]
+
+
+def _frame(found: Sequence[Verdict]) -> pd.DataFrame:
+    rows = []
+    for v in found:
+        row = {k: x for k, x in asdict(v).items() if k != "claim"}
+        claim = v.claim
+        extra = {"claim": claim.id, "text": claim.text, "where": claim.where, "unit": claim.unit,
+                 "origin": claim.origin, "relation": claim.relation,
+                 "threshold": claim.threshold}  # fmt: skip
+        rows.append(extra | row)
+    return pd.DataFrame(rows)
+
+
+def _row(v: Verdict) -> tuple[Cell, ...]:
+    origin = "" if v.claim.origin == "paper" else " (added by this kit)"
+    tested = v.status not in ("not testable here", "not measured")
+    ours = _with_interval(v) if v.value is not None else NONE_PRINTED
+    paper = NONE_PRINTED if v.reported is None else f"{v.reported:g}"
+    if v.claim.reported_on_columns is not None:
+        paper += f" ({v.claim.reported_on_columns:g})"
+    return (
+        Cell(v.claim.id, f"{v.claim.text}{origin}\n{v.claim.where}", v.claim.text),
+        Cell(_asked(v.claim) or NONE_PRINTED),
+        Cell(ours),
+        Cell(f"{v.n} {v.of}" if v.n is not None else "exact" if tested else NONE_PRINTED),
+        Cell(paper),
+        Cell(v.status, f"{v.status}\n{v.sentence}"),
+    )
+
+
+def _verdict(paper: Paper, claim: Claim, scale: str, evidence: _Evidence) -> Verdict:
+    blank = Verdict(paper.key, claim, scale, "not measured", "", reported=claim.reported)
+    if scale not in claim.scales:
+        why = claim.why_not.get(scale, "")
+        return _with(blank, status="not testable here", sentence=f"Not testable here: {why}.")
+    if claim.quantity is None:
+        return _with(blank, sentence="Not measured: no record holds this quantity yet.")
+    try:
+        measured = evidence.measure(claim.quantity)
+    except _Missing as missing:
+        return _with(blank, sentence=f"Not measured: {missing}.")
+    if math.isnan(measured.value):
+        return _with(
+            blank,
+            status="not significant",
+            sentence=f"Undefined: {measured.reason or 'no number comes out'}.",
+        )
+    status = decide(measured, claim)
+    found = _with(
+        blank, status=status, value=measured.value, low=measured.low, high=measured.high,
+        n=measured.n, of=measured.of,
+    )  # fmt: skip
+    return _with(found, sentence=_sentence(found, measured.reason))
+
+
+def _with(verdict: Verdict, **changes: Any) -> Verdict:
+    return Verdict(**{**vars(verdict), **changes})
+
+
+def _sentence(v: Verdict, why_no_interval: str) -> str:
+    measured = f"Measured {_with_interval(v)} {v.claim.unit}".rstrip()
+    basis = "" if v.n is None else f" on {v.n} {v.of}"
+    return f"{measured}{basis}; asked {_asked(v.claim)}, {_finding(v, why_no_interval)}."
+
+
+def _finding(v: Verdict, why_no_interval: str) -> str:
+    if v.low is None or v.high is None or math.isnan(v.low):
+        return f"which cannot be decided: {why_no_interval or 'there is no interval'}"
+    point = v.low == v.high
+    if v.status == "reproduced":
+        return "which holds" if point else "which holds on the whole interval"
+    claim = v.claim
+    fails = "which does not hold" if point else "which holds nowhere on the interval"
+    if claim.weaker is None:
+        return fails if v.status == "contradicted" else "which the interval does not decide"
+    why = f" ({claim.weaker['why']})" if "why" in claim.weaker else ""
+    weaker = f"the weaker {claim.weaker['relation']} {claim.weaker['threshold']:g}{why}"
+    ends, threshold = (v.low, v.high), float(claim.threshold or 0)
+    if _holds(ends, claim.relation or "", threshold, claim.tolerance) is not False:
+        fails = "which the interval does not decide"
+    ending = {
+        "same direction": f"but {weaker} holds",
+        "contradicted": f"and neither does {weaker}",
+        "not significant": f"and {weaker} is not decided",
+    }
+    return f"{fails}; {ending[v.status]}"
+
+
+def _with_interval(v: Verdict) -> str:
+    if v.low is None or v.high is None or v.value is None:
+        return NONE_PRINTED
+    value = _short(v.value)
+    if v.low == v.high == v.value:
+        return value
+    if math.isnan(v.low):
+        return f"{value} [no interval]"
+    return f"{value} [{_short(v.low)}, {_short(v.high)}]"
+
+
+def _short(x: float) -> str:
+    digits = 1 if abs(x) >= 10 else 2 if abs(x) >= 1 else 3
+    return f"{x:.{digits}f}" if x != round(x) else f"{x:.0f}"
+
+
+def _asked(claim: Claim) -> str:
+    if claim.relation is None or claim.threshold is None:
+        return ""
+    around = f" ±{claim.tolerance:g}" if claim.relation == "~" and claim.tolerance else ""
+    sign = {">=": "≥", "<=": "≤", "==": "=", "~": "≈"}.get(claim.relation, claim.relation)
+    return f"{sign} {claim.threshold:.4g}{around}"
+
+
+class _Evidence:
+    """Measured quantities of one paper at one scale, by the vocabulary of QUANTITY_KINDS."""
+
+    def __init__(
+        self,
+        paper: Paper,
+        records: Sequence[Record],
+        scale: str,
+        benchmarks: Mapping[str, SheetMaker] | None,
+    ) -> None:
+        self.paper, self.scale = paper, scale
+        self.scored = Scored(records, benchmarks=benchmarks)
+        self.attention = latest(select(records, "attention"))
+        efficiency = latest(select(records, "efficiency"))
+        for group in (self.attention, efficiency):
+            one_setting(group)
+        blueprint = latest(select(records, "blueprint"))
+        self.rows = [
+            {"model": record["request"].get("model"), **row}
+            for record in (*blueprint, *efficiency[-1:])
+            for row in record["rows"]
+        ]
+
+    def measure(self, quantity: Mapping[str, Any]) -> Measured:
+        """The value of a quantity; _Missing when records lack it."""
+        kind = quantity["kind"]
+        if kind not in QUANTITY_KINDS:
+            raise ValueError(f"Unknown quantity '{kind}'. Known: {', '.join(QUANTITY_KINDS)}.")
+        measure = getattr(self, f"_{kind}", None)
+        if measure is None:
+            raise _Missing(f"no record holds {kind.replace('_', ' ')} yet")
+        return measure(quantity)
+
+    # --- accuracy -----------------------------------------------------------------------------
+
+    def _retention(self, q: Mapping[str, Any]) -> Measured:
+        budget, over = self._budget(q), self._over(q)
+        found = self.scored.retention(q["method"], budget, over)
+        if found is None:
+            raise _Missing(self._gap(q["method"], budget, over))
+        return _from(found)
+
+    def _score(self, q: Mapping[str, Any]) -> Measured:
+        budget, over = self._budget(q), self._over(q)
+        if len(over) == 1:
+            found = self.scored.score(q["method"], budget, over[0])
+            if found is None:
+                raise _Missing(self._gap(q["method"], budget, over))
+            return _from(found)
+        return _from(contrast(self._terms("score", q, 1.0)))
+
+    def _difference(self, q: Mapping[str, Any]) -> Measured:
+        kind = q.get("of", "retention")
+        shared = {k: v for k, v in q.items() if k not in ("kind", "of", "a", "b")}
+        a, b = ({**shared, "kind": kind, **q[side]} for side in ("a", "b"))
+        if kind in ("retention", "score"):
+            terms = self._terms(kind, a, 1.0)
+            for name, parts in self._terms(kind, b, -1.0).items():
+                terms.setdefault(name, []).extend(parts)
+            return _from(contrast(terms))
+        return _apart(self.measure(a), self.measure(b))
+
+    def _terms(self, kind: str, q: Mapping[str, Any], sign: float) -> dict[str, list]:
+        """What a mean over benchmarks adds up, by benchmark."""
+        budget, over = self._budget(q), self._over(q)
+        make = self.scored.retention_terms if kind == "retention" else self.scored.score_terms
+        if kind == "score" and len(over) == 1:  # in its own unit, where nothing is averaged
+            make = self.scored.sheet
+        sheets = {name: make(q["method"], budget, name) for name in over}
+        if any(sheet is None for sheet in sheets.values()):
+            raise _Missing(self._gap(q["method"], budget, over))
+        return {name: [(sign / len(over), sheet)] for name, sheet in sheets.items()}
+
+    def _over(self, q: Mapping[str, Any]) -> list[str]:
+        over = q.get("over", "mean")
+        if over != "mean":
+            return [over] if isinstance(over, str) else list(over)
+        layout = next((t for t in self.paper.tables if self.scale in t.scales), None)
+        if layout is not None:
+            return [column.id for column in layout.columns]
+        return sorted({r["request"]["benchmark"] for r in self.scored.records})
+
+    def _budget(self, q: Mapping[str, Any]) -> int:
+        """Visual tokens per crop that a quantity speaks of, from the accuracy records."""
+        total = self.scored.total
+        if total is None:
+            raise _Missing("no accuracy record of the untouched model")
+        runs = select(self.scored.records, method=q["method"])
+        fitting = [r for r in runs if self._fits(r, q, total)]
+        budgets = sorted({int(r["request"]["budget"]) for r in fitting})
+        if len(budgets) == 1:
+            return budgets[0]
+        wanted = _wanted(q)
+        if not budgets:
+            raise _Missing(f"no accuracy record of {q['method']}{wanted}")
+        raise _Missing(f"{q['method']}{wanted} fits budgets {budgets}, the claim names none")
+
+    def _fits(self, record: Record, q: Mapping[str, Any], total: int) -> bool:
+        hyper = record["request"]["method"]
+        if any(hyper.get(name) != value for name, value in _hyper(q).items()):
+            return False
+        if "mean_keep_rate" in q:
+            layers = record["tokens"]["per_layer"]
+            rate = sum(layers) / len(layers) / total
+            return abs(rate - float(q["mean_keep_rate"])) < 0.005
+        if "tokens_fraction" in q:
+            return record["request"]["budget"] == round(Fraction(q["tokens_fraction"]) * total)
+        return "tokens" not in q or record["request"]["budget"] == q["tokens"]
+
+    def _gap(self, method: str, budget: int, over: Sequence[str]) -> str:
+        """Which accuracy records are missing."""
+        total = self.scored.total or budget
+        runs = [(method, budget), (self.scored.baseline, total)]
+        lacking = [
+            f"{key} at {tokens} tokens on {name}"
+            for key, tokens in dict.fromkeys(runs)
+            for name in over
+            if self.scored.record(key, tokens, name) is None
+        ]
+        more = f" and {len(lacking) - 2} more" if len(lacking) > 2 else ""
+        return f"no record of {'; '.join(lacking[:2])}{more}" if lacking else "unknown benchmark"
+
+    # --- cost ---------------------------------------------------------------------------------
+
+    def _prefill_speedup(self, q: Mapping[str, Any]) -> Measured:
+        speedup = self._cost_row(q, "prefill_speedup")["prefill_speedup"]
+        values = (speedup["median"], speedup["low"], speedup["high"])
+        median, low, high = (math.nan if x is None else float(x) for x in values)
+        return Measured(median, low, high, speedup.get("n"), "rounds")
+
+    def _flops_ratio(self, q: Mapping[str, Any]) -> Measured:
+        row, base = self._cost_row(q, "flops"), self._base_row(q)
+        return _exact(_flops(base, q.get("part")) / _flops(row, q.get("part")))
+
+    def _kv_ratio(self, q: Mapping[str, Any]) -> Measured:
+        row, base = self._cost_row(q, "kv_visual_bytes"), self._base_row(q)
+        return _exact(row["kv_visual_bytes"] / base["kv_visual_bytes"])
+
+    def _mean_keep_rate(self, q: Mapping[str, Any]) -> Measured:
+        row, base = self._cost_row(q, "tokens_mean"), self._base_row(q)
+        return _exact(row["tokens_mean"] / base["tokens_mean"])
+
+    def _token_count(self, q: Mapping[str, Any]) -> Measured:
+        """The largest difference between asked and actual tokens, over budgets, layers, images."""
+        if q.get("statistic") != "max_abs_error":
+            row = self._cost_row(q, "tokens_mean")
+            return _exact(row["tokens_mean"])
+        errors = [
+            abs(row[name] - row["budget"])
+            for row in self._rows_of(q)
+            if row["method"] == q["method"]
+            for name in ("tokens_mean", "tokens_after")
+        ]
+        for record in select(self.scored.records, method=q["method"]):
+            tokens, asked = record["tokens"], record["request"]["budget"]
+            ends = [x for pair in tokens.get("spread") or [] for x in pair]
+            errors += [abs(x - asked) for x in (*tokens["per_layer"], *ends)]
+        if not errors:
+            raise _Missing(f"no record of {q['method']}{_wanted(q)}")
+        return _exact(max(errors))
+
+    def _rows_of(self, q: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The cost rows of the claim's model (default: that of the paper's first table)."""
+        if self.scale == "pocket":
+            return self.rows
+        models = [model for table in self.paper.tables for model in table.models]
+        name = q.get("model") or (models[0].name if models else None)
+        names = {name, *(m.hub for m in models if m.name == name)}
+        return [row for row in self.rows if row["model"] in names]
+
+    def _base_row(self, q: Mapping[str, Any]) -> dict[str, Any]:
+        found = [r for r in self._rows_of(q) if r["method"] == self.scored.baseline]
+        if not found:
+            raise _Missing("no cost record of the untouched model")
+        return found[-1]
+
+    def _cost_row(self, q: Mapping[str, Any], needed: str) -> dict[str, Any]:
+        total = self._base_row(q)["budget"]
+        wanted = q.get("tokens")
+        if wanted is None and "tokens_fraction" in q:
+            wanted = round(Fraction(q["tokens_fraction"]) * total)
+        found = [
+            row
+            for row in self._rows_of(q)
+            if row["method"] == q["method"]
+            and wanted in (None, row["budget"])
+            and row.get(needed) is not None
+            and all((row.get("hyper_parameters") or {}).get(k) == v for k, v in _hyper(q).items())
+        ]
+        if not found:
+            raise _Missing(f"no cost record of {q['method']}{_wanted(q)}")
+        if len({row["budget"] for row in found}) > 1:
+            raise _Missing(f"{q['method']}{_wanted(q)} fits several budgets")
+        return found[-1]
+
+    # --- attention ----------------------------------------------------------------------------
+
+    def _attention_concentration(self, q: Mapping[str, Any]) -> Measured:
+        share = float(Fraction(q["patches_fraction"]))
+        fitting = [
+            r
+            for r in self.attention
+            if abs(float(r["patches_fraction"]) - share) < 1e-3 and q.get("by", "cls") == "cls"
+        ]
+        statistic = _ATTENTION.get(q.get("statistic", ""))
+        if not fitting or statistic is None:
+            raise _Missing(f"no attention record with the top {share:.1%} of the patches")
+        record = fitting[-1]
+        mass = np.asarray(record["mass_per_layer"], dtype=float)
+        if len(mass) < 2:
+            raise _Missing("an encoder of one layer has no depth")
+        value = statistic(mass)
+        images = int(record["images"])
+        low, high = _attention_interval(record, statistic, value)
+        of = "images" if record.get("mass_per_image") else "images (mean, no interval)"
+        return Measured(value, low, high, images, of, "all layers are alike")
+
+
+_ATTENTION: dict[str, Callable[[np.ndarray], float]] = {
+    "rank_correlation_with_depth": lambda m: float(spearmanr(m, np.arange(len(m))).statistic),
+    "argmax_layer_from_end": lambda m: float(len(m) - int(np.argmax(m))),
+    "last_minus_second_last": lambda m: float(m[-1] - m[-2]),
+}
+
+
+def _attention_interval(
+    record: Record, statistic: Callable[[np.ndarray], float], value: float
+) -> tuple[float, float]:
+    """Bootstrap over pictures where the record has them apart; otherwise the mean alone."""
+    per_image = record.get("mass_per_image")
+    if not per_image:
+        return value, value
+    masses = np.asarray(per_image, dtype=float)
+    rng = np.random.default_rng(0)
+    draws = rng.integers(len(masses), size=(1000, len(masses)))
+    values = [statistic(masses[drawn].mean(0)) for drawn in draws]
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _from(found: Estimate) -> Measured:
+    n = found.n_questions
+    return Measured(found.value, found.low, found.high, n, "questions", found.reason)
+
+
+def _exact(value: float) -> Measured:
+    return Measured(float(value), float(value), float(value))
+
+
+def _apart(a: Measured, b: Measured) -> Measured:
+    """a minus b from their intervals alone: wider than a paired interval, so never too sure."""
+    n = min((x.n for x in (a, b) if x.n is not None), default=None)
+    low, high = a.low - b.high, a.high - b.low
+    return Measured(a.value - b.value, low, high, n, a.of, a.reason or b.reason)
+
+
+def _flops(row: Mapping[str, Any], part: str | None) -> float:
+    if part is None:
+        return float(row["flops"])
+    names = [name.strip() for name in part.split(" and ")]
+    return float(sum(row["flops_parts"][_FLOPS_PARTS[name]] for name in names))
+
+
+def _hyper(q: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in q.items() if k not in _SELECTORS}
+
+
+def _wanted(q: Mapping[str, Any]) -> str:
+    """The rest of a quantity, for a sentence about what is missing."""
+    parts = [
+        f"{k.replace('_', ' ')} {q[k]}"
+        for k in ("tokens_fraction", "tokens", "mean_keep_rate", "model")
+        if k in q
+    ]
+    parts += [f"{k} {v}" for k, v in _hyper(q).items()]
+    return f" ({', '.join(parts)})" if parts else ""

@@ -1,0 +1,192 @@
+"""Tiny models of every host family, built from configurations, and prompts for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    PreTrainedModel,
+    Qwen2Config,
+    SiglipVisionConfig,
+)
+
+from frugalvlm.methods import METHODS, Method, Vanilla, VisionZip, VisionZipMean
+
+HOSTS = ("llava_clip", "llava_siglip", "llava_gqa", "llava_next")
+UNSUPPORTED = {("fastervlm", "llava_siglip")}  # these must refuse; see test_refusals
+PAIRS = [(key, host) for key in METHODS for host in HOSTS if (key, host) not in UNSUPPORTED]
+
+VOCAB, PAD, BOS, IMAGE = 64, 0, 1, 60
+CROP, SIDE = 24, 4  # a crop is 24 pixels and 4 x 4 patches wide
+PATCHES, LAYERS, KEPT, K = SIDE * SIDE, 4, 6, 2
+GRIDS = [[48, 48], [24, 48]]  # LLaVA-NeXT: 2 x 2 tiles, 1 x 2 tiles
+
+
+def make(key: str, kept: int = KEPT) -> Method:
+    """A method that keeps `kept` of 16 tokens per crop; two of them merged, where it merges."""
+    if key == "vanilla":
+        return Vanilla()
+    if key in ("visionzip", "visionzip_mean") and kept < PATCHES:
+        return {"visionzip": VisionZip, "visionzip_mean": VisionZipMean}[key](kept - 2, 2)
+    return METHODS[key].for_budget(kept, PATCHES)
+
+
+@cache
+def model_for(host: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
+    """A model with weights large enough that attention is far from uniform."""
+    model = build(host, attention)
+    generator = torch.Generator().manual_seed(len(host))
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            noise = torch.randn(weight.shape, generator=generator)
+            if weight.ndim > 1:
+                weight.copy_(noise * (0.8 if "embed" in name else 0.25))
+            else:
+                weight.add_(noise * 0.1)
+        model.lm_head.weight[IMAGE] = 0.0  # never says the placeholder
+    return model.to(dtype).eval()
+
+
+def build(host: str, attention: str = "sdpa") -> PreTrainedModel:
+    """A fresh model with the library's own small weights."""
+    sizes = {"num_hidden_layers": LAYERS, "num_attention_heads": 4, "hidden_size": 32}
+    tower: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": CROP, "patch_size": CROP // SIDE,
+    }  # fmt: skip
+    text: dict[str, Any] = {**sizes, "intermediate_size": 48, "vocab_size": VOCAB}
+    text |= {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": None}
+    siglip = host == "llava_siglip"
+    shared: dict[str, Any] = {
+        "vision_config": (SiglipVisionConfig if siglip else CLIPVisionConfig)(**tower),
+        "text_config": Qwen2Config(**text, num_key_value_heads=2)
+        if host == "llava_gqa"
+        else LlamaConfig(**text, num_key_value_heads=4),
+        "image_token_id": IMAGE,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "full" if siglip else "default",
+        "attn_implementation": attention,
+    }
+    if host == "llava_next":
+        config = LlavaNextConfig(**shared, image_grid_pinpoints=GRIDS)
+        return LlavaNextForConditionalGeneration(config).eval()
+    return LlavaForConditionalGeneration(LlavaConfig(**shared)).eval()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One random picture. The size matters to LLaVA-NeXT only."""
+
+    seed: int
+    height: int = 48
+    width: int = 48
+
+    def tiles(self) -> tuple[int, int]:
+        """Rows and columns of tiles: very wide pictures get 1 x 2."""
+        return (1, 2) if self.width >= 2 * self.height else (2, 2)
+
+    def crops(self, host: str) -> int:
+        """Crops that the tower sees."""
+        rows, cols = self.tiles()
+        return 1 + rows * cols if host == "llava_next" else 1
+
+    def tokens(self, host: str) -> int:
+        """Placeholders in the prompt: patches, or base + un-padded rows with newlines."""
+        if host != "llava_next":
+            return PATCHES
+        rows, cols = (n * SIDE for n in self.tiles())
+        if self.width * rows > self.height * cols:
+            margin = (rows - int(self.height * cols / self.width)) // 2
+            rows -= 2 * margin
+        else:
+            margin = (cols - int(self.width * rows / self.height)) // 2
+            cols -= 2 * margin
+        return PATCHES + rows * (cols + 1)
+
+    def pixels(self, host: str) -> torch.Tensor:
+        """[crops, 3, 24, 24]."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return torch.randn(self.crops(host), 3, CROP, CROP, generator=generator).double()
+
+
+Row = list["Picture | int"]  # a prompt: pictures, and numbers of text tokens
+
+ONE: list[Row] = [[3, Picture(1), 5]]
+# Rows of different length, two pictures, none, another one, pictures at both ends of the text.
+MANY: list[Row] = [[2, Picture(2, 32, 48), 4], [2, Picture(3), 1, Picture(4), 3], [6], [7, Picture(5), 2]]  # fmt: skip
+
+
+def prompt(
+    host: str, rows: list[Row] = ONE, side: str = "left", dtype: torch.dtype = torch.float64
+) -> dict[str, Any]:
+    """What a processor would return for these prompts, padded on one side."""
+    ids, pictures = [], []
+    for row in rows:
+        seed = sum(p.seed if isinstance(p, Picture) else p for p in row)
+        generator = torch.Generator().manual_seed(seed)
+        line = [BOS]
+        for part in row:
+            if isinstance(part, Picture):
+                line += [IMAGE] * part.tokens(host)
+                pictures.append(part)
+            else:
+                line += torch.randint(2, IMAGE, (part,), generator=generator).tolist()
+        ids.append(line)
+    longest = max(map(len, ids))
+
+    def padded(line: list[int], fill: int) -> list[int]:
+        rest = [fill] * (longest - len(line))
+        return rest + line if side == "left" else line + rest
+
+    inputs: dict[str, Any] = {
+        "input_ids": torch.tensor([padded(line, PAD) for line in ids]),
+        "attention_mask": torch.tensor([padded([1] * len(line), 0) for line in ids]),
+    }
+    if pictures:
+        pixels = [p.pixels(host).to(dtype) for p in pictures]
+        if host == "llava_next":
+            most = max(map(len, pixels))
+            blank = torch.zeros(most, 3, CROP, CROP, dtype=dtype)
+            inputs["pixel_values"] = torch.stack(
+                [torch.cat([p, blank[len(p) :]]) for p in pixels]
+            )
+            inputs["image_sizes"] = torch.tensor([[p.height, p.width] for p in pictures])
+        else:
+            inputs["pixel_values"] = torch.cat(pixels)
+    return inputs
+
+
+def pictures_of(row: Row) -> list[Picture]:
+    """The pictures of a prompt."""
+    return [part for part in row if isinstance(part, Picture)]
+
+
+def cache_lengths(cache: Any) -> list[int]:
+    """How many tokens each decoder layer really remembers."""
+    return [layer.keys.shape[-2] for layer in cache.layers]
+
+
+def fingerprint_of(model: Any) -> dict[str, Any]:
+    """Everything about a model that a careless method could leave changed."""
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        hooks = (module._forward_pre_hooks, module._forward_hooks, module._backward_hooks)
+        state[name] = (
+            sorted(module.__dict__),
+            [list(h) for h in hooks],
+            [list(module._forward_hooks_with_kwargs), list(module._forward_pre_hooks_with_kwargs)],
+            module.__dict__.get("forward"),
+            type(module),
+            list(module._modules),
+            getattr(getattr(module, "config", None), "_attn_implementation", None),
+        )
+    return state
