@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import torch
 from transformers import (
     AutoModelForImageTextToText,
@@ -96,7 +97,19 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
             f"'{name}' is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
             "form owner/name."
         )
-    return name, {"revision": revision}
+    # Without a network the cache alone is asked: otherwise every file is retried for half a minute.
+    return name, {"revision": revision, "local_files_only": not _hub_answers()}
+
+
+def _hub_answers() -> bool:
+    """Whether the Hub can be reached: one request, no retries."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        huggingface_hub.get_session().head(huggingface_hub.constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever the HTTP library calls its failures
+        return False
+    return True
 
 
 def verify(folder: Path) -> dict[str, str]:

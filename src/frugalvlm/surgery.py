@@ -212,6 +212,7 @@ class _Session:
         self.call = _Call()
         self.decisions: dict[int, Kept] | None = None  # inside generate(): taken once
         self.copies = 1  # sequences per prompt inside generate()
+        self.surplus = 0  # tokens that generate() hands over although the cache holds them
 
     # -- which methods are on ---------------------------------------------------------------
 
@@ -301,6 +302,12 @@ class _Session:
                 )
         self.decisions = {}
         self.copies = max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
+        memory = getattr(kwargs.get("past_key_values"), _MEMORY, None)
+        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        mask = kwargs.get("attention_mask")
+        if memory is not None and (mask is None or mask.shape[1] == ids.shape[1]):
+            # A whole conversation: generate() skips as many tokens as the shorter cache holds.
+            self.surplus = memory.prompt_length - memory.stream_length
         # Since 5.19 generate() runs the tower before the model and drops what describes the images;
         # the older path, which hands pixels to the model, is still there for models without it.
         model._supports_mm_encoder_outputs = lambda: False
@@ -309,7 +316,7 @@ class _Session:
                 return self.own_generate(*args, **kwargs)
             return type(model).generate(model, *args, **kwargs)
         finally:
-            self.decisions, self.copies = None, 1
+            self.decisions, self.copies, self.surplus = None, 1, 0
             del model._supports_mm_encoder_outputs
 
     # -- the images and the vision tower ----------------------------------------------------
@@ -522,12 +529,21 @@ class _Session:
         stream = memory.stream
         if stream is None:
             return kwargs
+        for name in ("inputs_embeds", "position_ids") if self.surplus else ():
+            kwargs[name] = kwargs[name][:, self.surplus :] if kwargs.get(name) is not None else None
+        self.surplus = 0
         new = past - memory.stream_length + kwargs["inputs_embeds"].shape[1]
         if kwargs.get("position_ids") is not None:
             removed = memory.prompt_length - memory.stream_length + stream.pads
             kwargs["position_ids"] = kwargs["position_ids"] - removed
-        if kwargs.get("attention_mask") is not None:
-            kwargs["attention_mask"] = stream.keys(kwargs["attention_mask"], new)
+        mask = kwargs.get("attention_mask")
+        if mask is not None:
+            if mask.shape[-1] != memory.prompt_length + new:
+                raise UnsupportedError(
+                    f"The attention mask must count the prompt as it was given: "
+                    f"{memory.prompt_length + new} tokens up to here, not {mask.shape[-1]}."
+                )
+            kwargs["attention_mask"] = stream.keys(mask, new)
         elif stream.padded:
             ones = stream.columns.new_ones(batch, new)
             kwargs["attention_mask"] = torch.cat([stream.own_mask, ones], 1)

@@ -243,8 +243,7 @@ def hidden_keys(model: Any, dropped: list[int], from_layer: int) -> Any:
 
     layers = model.model.language_model.layers
     handles = [
-        layer.register_forward_pre_hook(hook(i), with_kwargs=True)
-        for i, layer in enumerate(layers)
+        layer.register_forward_pre_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
     ]
     try:
         yield

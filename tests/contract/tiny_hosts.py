@@ -43,7 +43,9 @@ def make(key: str, kept: int = KEPT) -> Method:
 @cache
 def model_for(host: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
     """A model with weights large enough that attention is far from uniform."""
-    model = build(host, attention)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(host, attention)
     generator = torch.Generator().manual_seed(len(host))
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -122,7 +124,12 @@ Row = list["Picture | int"]  # a prompt: pictures, and numbers of text tokens
 
 ONE: list[Row] = [[3, Picture(1), 5]]
 # Rows of different length, two pictures, none, another one, pictures at both ends of the text.
-MANY: list[Row] = [[2, Picture(2, 32, 48), 4], [2, Picture(3), 1, Picture(4), 3], [6], [7, Picture(5), 2]]  # fmt: skip
+MANY: list[Row] = [
+    [2, Picture(2, 32, 48), 4],
+    [2, Picture(3), 1, Picture(4, 16, 48), 3],
+    [6],
+    [7, Picture(5), 2],
+]
 
 
 def prompt(
@@ -156,9 +163,7 @@ def prompt(
         if host == "llava_next":
             most = max(map(len, pixels))
             blank = torch.zeros(most, 3, CROP, CROP, dtype=dtype)
-            inputs["pixel_values"] = torch.stack(
-                [torch.cat([p, blank[len(p) :]]) for p in pixels]
-            )
+            inputs["pixel_values"] = torch.stack([torch.cat([p, blank[len(p) :]]) for p in pixels])
             inputs["image_sizes"] = torch.tensor([[p.height, p.width] for p in pictures])
         else:
             inputs["pixel_values"] = torch.cat(pixels)
@@ -168,6 +173,36 @@ def prompt(
 def pictures_of(row: Row) -> list[Picture]:
     """The pictures of a prompt."""
     return [part for part in row if isinstance(part, Picture)]
+
+
+def steps_by_hand(
+    model: Any, inputs: dict[str, Any], tokens: torch.Tensor, chunks: list[int],
+    with_mask: bool = True, with_positions: bool = True,
+) -> tuple[torch.Tensor, Any]:  # fmt: skip
+    """Logits behind the prompt and behind each of `tokens` [batch, n], fed in chunks; the cache.
+
+    Unlike those of `generate`, they are not rounded to float32.
+    """
+    mask = inputs["attention_mask"]
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    feed = {k: v for k, v in inputs.items() if k != "attention_mask"}
+    cache, logits, start = None, [], 0
+    next_position = positions.max(-1, keepdim=True).values + 1
+    for size in [0, *chunks]:
+        if size:
+            feed = {"input_ids": tokens[:, start : start + size], "past_key_values": cache}
+            mask = torch.cat([mask, torch.ones_like(mask[:, :1]).expand(-1, size)], 1)
+            positions = next_position + torch.arange(start, start + size)
+            start += size
+        if with_mask:
+            feed["attention_mask"] = mask
+        if with_positions:
+            feed["position_ids"] = positions
+        with torch.no_grad():
+            out = model(**feed, use_cache=True)
+        cache = out.past_key_values
+        logits.append(out.logits[:, -max(size, 1) :])
+    return torch.cat(logits, 1), cache
 
 
 def cache_lengths(cache: Any) -> list[int]:

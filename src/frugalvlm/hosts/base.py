@@ -117,7 +117,7 @@ class Host(ABC):
         self,
         attention: FamilyModule,
         hidden: Float[Tensor, "batch length width"],
-        raw_keys: Float[Tensor, "batch length width"],
+        raw_keys: Float[Tensor, "batch length key_width"],
         position_embeddings: tuple[Tensor, Tensor],
         mask: Tensor | None,
         queries: Int[Tensor, "batch queries"],

@@ -40,6 +40,7 @@ class Stage:
     warmup: int
     questions: int = 0  # per picture; 0 for the tower's own objective
     curriculum: int = 0  # steps over which scenes grow from one thing to all
+    things: tuple[int, ...] = (MAX_THINGS,)  # most things a scene may show, picture by picture
     per_question: bool = False  # weigh questions, not answer tokens, alike
     horizon: int = 0  # steps until the learning rate has fallen; 0: `steps`
 
@@ -50,8 +51,31 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         # Token-weighted first: descriptions teach the decoder to read the picture. Then every
         # question alike, which is what checks (yes or no) and multiple choice wait for.
         Stage("read", ("projector", "decoder"), 1031, 16, 1.5e-3, 100, 20, 200, horizon=2000),
-        Stage("answer", ("projector", "decoder"), 1300, 16, 1.2e-3, 30, 20, per_question=True),
-        Stage("joint", ("tower", "projector", "decoder"), 150, 16, 2.5e-4, 20, 20, per_question=True),
+        Stage(
+            "answer",
+            ("projector", "decoder"),
+            399,
+            16,
+            1.2e-3,
+            30,
+            20,
+            per_question=True,
+            horizon=1300,
+        ),
+        # Checks and choices compare what was asked with what is seen. That is learnt first where
+        # there is only one thing to look at, so every second picture is a simple one.
+        Stage(
+            "compare",
+            ("projector", "decoder"),
+            900,
+            16,
+            1e-3,
+            20,
+            20,
+            per_question=True,
+            things=(1, 2, MAX_THINGS, MAX_THINGS),
+        ),
+        Stage("joint", ("tower", "projector", "decoder"), 100, 16, 2e-4, 10, 20, per_question=True),
     ),
     "pocket-llava-tiny": (
         Stage("tower", ("tower",), 30, 16, 2e-3, 5),
@@ -138,7 +162,9 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = stage.learning_rate * _schedule(step, stage)
                 scenes = [
-                    make_scene("train", seed_of(number, step, stage.batch, i), _things(step, stage))
+                    make_scene(
+                        "train", seed_of(number, step, stage.batch, i), _things(step, i, stage)
+                    )
                     for i in range(stage.batch)
                 ]
                 with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
@@ -148,7 +174,9 @@ def train(
                 nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
                 optimizer.step()
                 if step % 10 == 0 or step == stage.steps - 1:
-                    values = {k: round(float(v), 4) for k, v in {"loss": loss, **log}.items()}
+                    values = {
+                        k: round(float(v.detach()), 4) for k, v in {"loss": loss, **log}.items()
+                    }
                     run.log(stage.name, step, values)
                     progress.update(task, note=" ".join(f"{k} {v:.3f}" for k, v in values.items()))
                 progress.advance(task)
@@ -193,11 +221,12 @@ def _schedule(step: int, stage: Stage) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _things(step: int, stage: Stage) -> int:
-    """How many things a scene may show at this step of the curriculum."""
+def _things(step: int, picture: int, stage: Stage) -> int:
+    """How many things a picture of this step may show."""
+    most = stage.things[picture % len(stage.things)]
     if step >= stage.curriculum:
-        return MAX_THINGS
-    return 1 + step * MAX_THINGS // stage.curriculum
+        return most
+    return min(most, 1 + step * MAX_THINGS // stage.curriculum)
 
 
 class _objective:
@@ -225,7 +254,11 @@ class _objective:
             return self.tower(pixels, scenes)
         packs = [[self.encode(q.text, q.answer) for q in self._ask(scene)] for scene in scenes]
         return packed_question_loss(
-            self.model, pixels, self.encode.prefix, packs, "tower" in self.stage.trains,
+            self.model,
+            pixels,
+            self.encode.prefix,
+            packs,
+            "tower" in self.stage.trains,
             self.stage.per_question,
         )
 
@@ -245,6 +278,7 @@ class QuestionEncoder:
         self.cache: dict[tuple[str, str], tuple[list[int], list[int]]] = {}
 
     def __call__(self, question: str, answer: str) -> tuple[list[int], list[int]]:
+        """Tokens of the question with its cue, and of the answer with the end of sequence."""
         key = (question, answer)
         if key not in self.cache:
             ask = self.tokenizer(f"{question} ASSISTANT:", add_special_tokens=False).input_ids

@@ -50,7 +50,7 @@ def install(name: str, model: PreTrainedModel, run: Path, console: Console) -> P
     # The card states the weights as they are stored, so they are read back first.
     stored = type(model).from_pretrained(target).eval()
     scores = {b: score(stored, processor, b) for b in BENCHMARKS}
-    curve = [e for e in read_log(run)]
+    curve = list(read_log(run))
     (target / "training_log.json").write_text(json.dumps(_thinned(curve), indent=None) + "\n")
     seconds = json.loads((run / "progress.json").read_text())["progress"]["seconds"]
     (target / "README.md").write_text(card(name, stored, scores, seconds))
@@ -84,17 +84,17 @@ def card(name: str, model: PreTrainedModel, scores: dict[str, dict], seconds: fl
     lines = [
         f"# {name}",
         "",
-        f"A `{type(model).__name__}` with {parameters:.1f} million parameters, trained from scratch "
-        "by this repository's recipe (`invoke train`). It answers English questions about 96x96 "
-        "pictures of handwritten digits and coloured shapes, and is good for nothing else: it is an "
-        "experimental animal for studying visual-token reduction on a laptop.",
+        f"A `{type(model).__name__}` with {parameters:.1f} million parameters, trained from "
+        "scratch by this repository's recipe (`invoke train`). It answers English questions about "
+        "96x96 pictures of handwritten digits and coloured shapes and is good for nothing else: it "
+        "serves to study visual-token reduction on a laptop.",
         "",
         "```python",
         "from frugalvlm import load_vlm",
         f'model, processor = load_vlm("{name}")',
         "```",
         "",
-        "It also loads with `AutoModelForImageTextToText` and `AutoProcessor`, without remote code.",
+        "It also loads with `AutoModelForImageTextToText` and `AutoProcessor`, no remote code.",
         "",
         "## Scores on test scenes",
         "",
@@ -119,9 +119,9 @@ def card(name: str, model: PreTrainedModel, scores: dict[str, dict], seconds: fl
         "",
         "## Training",
         "",
-        "Scenes are composed on the fly from the train part of scikit-learn's `load_digits` scans "
-        "(UCI Optical Recognition of Handwritten Digits, CC BY 4.0), shapes and textures; questions "
-        "and answers follow from the scene. See `src/frugalvlm/pocket/`.",
+        "Scenes are composed on the fly from the train part of scikit-learn's `load_digits` "
+        "scans (UCI Optical Recognition of Handwritten Digits, CC BY 4.0), shapes and textures; "
+        "questions and answers follow from the scene. See `src/frugalvlm/pocket/`.",
         "",
         "| stage | trains | steps | pictures a step | questions a picture | learning rate |",
         "| --- | --- | --- | --- | --- | --- |",

@@ -78,7 +78,11 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     try:
         with mock.patch.dict(os.environ, QUIET):
             papermill.execute_notebook(
-                str(source), str(running), dict(parameters), progress_bar=False, cwd=str(source.parent)
+                str(source),
+                str(running),
+                dict(parameters),
+                progress_bar=False,
+                cwd=str(source.parent),
             )
     except papermill.exceptions.PapermillExecutionError as error:
         raise NotebookError(

@@ -34,9 +34,10 @@ __all__ = [
 Kept = tuple[tuple[int, int], Sequence[int], Mapping[int, Sequence[int]]]
 
 _DROPPED = 0.22  # brightness of what was dropped
-_KEPT_EDGE = "#f0c800"
+_KEPT_EDGE = "#ffe94d"
 # Tints of merged groups: bright enough to be told from a dropped patch at a glance.
-_TINTS = ("#56b4e9", "#e69f00", "#cc79a7", "#009e73", "#d55e00", "#8c8cff", "#b3b300", "#ff9da7")
+# Cool ones only, for the edge of kept patches is yellow.
+_TINTS = ("#56b4e9", "#cc79a7", "#009e73", "#8c8cff", "#2a6fbb", "#e3a6d4", "#62c7a8", "#b8b8ff")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 
@@ -88,21 +89,20 @@ def kept_patches_panel(image: Image, runs: Mapping[str, Kept], title: str = "") 
         runs: for each label its grid, kept patches and merged groups.
         title: of the whole figure.
     """
-    columns = min(len(runs) + 1, 4)
-    rows = -(-(len(runs) + 1) // columns)
-    figure = plt.figure(figsize=(2.9 * columns, 3.25 * rows + 0.5), layout="constrained")
+    rows = -(-(len(runs) + 1) // 4)
+    columns = -(-(len(runs) + 1) // rows)
+    figure = plt.figure(figsize=(2.7 * columns, 3.3 * rows + 0.6), layout="constrained")
     axes = list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
     for ax in axes[len(runs) + 1 :]:
         ax.remove()
     axes[0].imshow(image)
     axes[0].set(xticks=[], yticks=[])
-    axes[0].set_title("the picture", fontsize=10, fontweight="bold", loc="left", pad=16)
+    axes[0].set_title("the picture\n\n", fontsize=9, loc="left")
     for ax, (label, (grid, kept, merged)) in zip(axes[1:], runs.items(), strict=False):
         draw_kept_patches(image, grid, kept, merged, ax)
-        counted = ax.get_title()
-        ax.set_title(label, fontsize=10, fontweight="bold", loc="left", pad=16)
-        ax.set_title("", loc="center")
-        ax.text(0, 1.02, counted, transform=ax.transAxes, fontsize=8)
+        counted = _count_text(grid, kept, merged).replace(", ", ",\n")
+        ax.set_title("")
+        ax.set_title(f"{label}\n{counted}" + "\n" * ("\n" not in counted), fontsize=9, loc="left")
     handles = [
         Patch(facecolor="white", edgecolor=_KEPT_EDGE, linewidth=2, label="kept as it is"),
         Patch(facecolor=_TINTS[0], edgecolor="white", label="merged (one tint and edge per token)"),
@@ -143,6 +143,7 @@ def retention_curve(table: Table, ax: Axes | None = None) -> Axes:
             style |= {"markerfacecolor": "white", "alpha": 0.85, "linestyle": "--"}
             ax.plot(x, printed["paper_retention"], label=f"{label}, printed", **style)
     ax.axhline(100, color="0.4", linewidth=1)
+    ax.set_ylim(top=max(105.0, ax.get_ylim()[1]))
     ax.annotate(
         "untouched model", (0.99, 100), xycoords=("axes fraction", "data"), xytext=(0, 3),
         textcoords="offset points", ha="right", fontsize=8, color="0.3",
@@ -155,11 +156,11 @@ def retention_curve(table: Table, ax: Axes | None = None) -> Axes:
     ax.minorticks_off()
     ax.set_xlabel(f"visual tokens asked for, % of all (number, of {total})")
     ax.set_ylabel("score retained, % of untouched model\n(mean over benchmarks)")
-    printed_at = (
-        "; dashed: the paper's model and benchmarks" if _any(means, "paper_retention") else ""
-    )
+    printed_line = "\ndashed: printed in the paper, for its own model and benchmarks"
+    benchmarks = table.data["benchmark"].nunique() - 1
     ax.set_title(
-        f"{table.title}\nn = {_questions(means)} questions, bars: 95 % interval{printed_at}",
+        f"{table.title}\nn = {_questions(means)} questions on {benchmarks} benchmarks; "
+        f"bars: 95 % interval{printed_line if _any(means, 'paper_retention') else ''}",
         fontsize=10, loc="left",
     )  # fmt: skip
     _legend(ax)
@@ -172,7 +173,7 @@ def efficiency_bars(table: Table) -> Figure:
     Args:
         table: what `efficiency_table` gives.
     """
-    figure = plt.figure(figsize=(11, 3.9), layout="constrained")
+    figure = plt.figure(figsize=(10.5, 4), layout="constrained")
     with sns.axes_style("whitegrid"):
         axes = figure.subplots(1, 3)
     data = table.data
@@ -182,14 +183,15 @@ def efficiency_bars(table: Table) -> Figure:
         kv_share=lambda d: 100 * d["kv_visual_ratio"],
     )
     panels = {
-        "prefill_speedup": ("prefill speed-up, times (higher is better)", 1),
-        "flops_share": ("prefill FLOPs, % of untouched (lower is better)", 100),
-        "kv_share": ("visual KV cache, % of untouched (lower is better)", 100),
+        "prefill_speedup": ("prefill speed-up (higher is better)", "times as fast", 1),
+        "flops_share": ("prefill FLOPs (lower is better)", "% of untouched", 100),
+        "kv_share": ("visual KV cache (lower is better)", "% of untouched", 100),
     }
-    for ax, (name, (label, reference)) in zip(axes, panels.items(), strict=True):
+    for ax, (name, (title, unit, reference)) in zip(axes, panels.items(), strict=True):
         _bars(ax, rows, name, total)
         ax.axhline(reference, color="0.25", linewidth=1, linestyle=":")
-        ax.set_ylabel(label)
+        ax.set_title(title, fontsize=10)
+        ax.set_ylabel(unit)
         ax.set_xlabel(f"visual tokens asked for (of {total})")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
@@ -226,7 +228,7 @@ def attention_mass_plot(record: Record, ax: Axes | None = None) -> Axes:
                 markeredgecolor="#d55e00", linestyle="none",
                 label="second-last layer (read by CLS-guided methods)")  # fmt: skip
     ax.set_xticks(layers)
-    ax.set_ylim(0, max(100.0, mass.max() * 1.05) if mass.max() > 70 else mass.max() * 1.3)
+    ax.set_ylim(0, mass.max() * 1.45)  # room for the legend
     ax.set_xlabel("layer of the vision encoder (last on the right)")
     ax.set_ylabel(f"attention on the top {share:.0f} % patches, %")
     request = record["request"]
@@ -235,7 +237,7 @@ def attention_mass_plot(record: Record, ax: Axes | None = None) -> Axes:
         f"mean over {record['images']} images",
         fontsize=10, loc="left",
     )  # fmt: skip
-    ax.legend(fontsize=8, frameon=True)
+    ax.legend(fontsize=8, frameon=True, loc="best")
     return ax
 
 
@@ -331,7 +333,13 @@ def _bars(ax: Axes, rows: pd.DataFrame, name: str, total: int) -> None:
 
 
 def _legend(ax: Axes) -> None:
-    ax.legend(fontsize=8, frameon=True, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    """Measured and printed lines of a method one after the other."""
+    handles, labels = ax.get_legend_handles_labels()
+    order = sorted(range(len(labels)), key=lambda i: (labels[i].split(",")[0], labels[i]))
+    ax.legend(
+        [handles[i] for i in order], [labels[i] for i in order],
+        fontsize=8, frameon=True, loc="center left", bbox_to_anchor=(1.01, 0.5),
+    )  # fmt: skip
 
 
 def _questions(means: pd.DataFrame) -> str:

@@ -1,4 +1,4 @@
-"""Reproducing a paper: every run that its tables need, then its notebook, at one of three scales."""
+"""Reproducing a paper: every run that its tables need, its verdicts, its notebook."""
 
 from __future__ import annotations
 
@@ -97,9 +97,7 @@ def run_pocket(
     options, reporter = options or Options(), reporter or Silent()
     paper = load_paper(key)
     table = pocket_table(paper)
-    model, processor = load_vlm(
-        options.model, revision=options.revision, device=options.device
-    )
+    model, processor = load_vlm(options.model, revision=options.revision, device=options.device)
     setting = Setting(
         scale="pocket",
         model_name=options.model,
@@ -117,9 +115,7 @@ def run_pocket(
         benchmark = load_benchmark(name)
         batches = Batches(benchmark, processor, setting.split, setting.n, setting.device)
         for method, budget in plan:
-            made.append(
-                accuracy_run(setting, model, benchmark, batches, method, budget, reporter)
-            )
+            made.append(accuracy_run(setting, model, benchmark, batches, method, budget, reporter))
     made.append(
         efficiency_run(
             setting, model, processor, plan, reporter,

@@ -251,6 +251,11 @@ def code_of(method: Method) -> str:
     return _code(f"methods/{type(method).__module__.split('.')[-1]}.py")
 
 
+def code_of_kit() -> str:
+    """Hash of all source that decides a cost."""
+    return _code("methods", "measure", "study/costs.py")
+
+
 def _code(*more: str) -> str:
     root = Path(__file__).resolve().parents[1]
     return records.code_hash(root / p for p in (*CODE_ALWAYS, *more))
@@ -298,7 +303,7 @@ def efficiency_run(
         "attn_implementation": model.config._attn_implementation,
         "device": torch.device(setting.device).type, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    code = _code("methods", "measure", "study/costs.py")
+    code = code_of_kit()
     found = _found(setting, "efficiency", request, code)
     reporter.start("efficiency", len(methods) + 2)
     if found is not None:
@@ -335,7 +340,8 @@ def efficiency_run(
     record = {
         "kind": "efficiency", "status": "complete", "request": request, "rows": rows,
         "provenance": records.provenance(
-            code=code, model_hash=setting.model_hash, data_hash=records.request_hash(data["question"]),
+            code=code, model_hash=setting.model_hash,
+            data_hash=records.request_hash(data["question"]),
             seconds=time.monotonic() - started, device=setting.device,
         ),
     }  # fmt: skip
@@ -435,7 +441,7 @@ def _energy(
     model: PreTrainedModel, methods: Sequence[tuple[Method, int]], names: list[str], inputs: dict,
     device: str, window_s: float,
 ) -> dict[str, dict[str, Any]]:  # fmt: skip
-    """Joules per question: by hardware counters where there are any, else modelled and so marked."""
+    """Joules per question: by hardware counters where there are any, else marked as modelled."""
     batch = len(inputs["input_ids"])
 
     def prefill(method: Method) -> Callable[[], object]:
@@ -469,7 +475,7 @@ def _modelled_energy(
     for name, run in runs.items():
         calls, started = 0, time.monotonic()
         with measure.ModelledMeter() as meter, meter.window(name) as window:
-            while time.monotonic() - started < window_s:
+            while calls == 0 or time.monotonic() - started < window_s:
                 run()
                 calls += 1
         energy = window.energy
