@@ -86,6 +86,15 @@ class Trace:
             groups.append(group)
         return groups
 
+    def picture(self, crop: int = 0) -> tuple[tuple[int, int], list[int], dict[int, list[int]]]:
+        """Grid, kept patches and merged groups of a crop, as the figures take them.
+
+        A block whose method places no hook (the untouched model) keeps every patch.
+        """
+        if not self.calls:
+            return self.grid, list(range(self.grid[0] * self.grid[1])), {}
+        return self.grid, self.kept[crop], self.merged[crop]
+
     def plot(self, image: Image, ax: Axes | None = None, crop: int = 0) -> Axes:
         """Draw the kept patches of one crop on its picture; the others are dimmed.
 

@@ -195,7 +195,7 @@ def make_scene(split: Split, seed: int, max_things: int = MAX_THINGS) -> Scene:
         )  # fmt: skip
         free = [cell for cell in free if cell not in {(row, col), (row, col + 1)}]
 
-    things = []
+    things: list[Thing] = []
     cells = rng.permutation(len(free))[: int(rng.integers(1, max_things + 1))]
     for row, col in sorted(free[i] for i in cells):
         # About one thing in four repeats an earlier kind or colour, so counting has work to do.

@@ -81,7 +81,7 @@ class Blueprint:
         side = _CLIP_L_336["image_size"]
         patches = (side // _CLIP_L_336["patch_size"]) ** 2
         visual, extra = patches, {}
-        pixels = (1, 3, side, side)
+        pixels: tuple[int, ...] = (1, 3, side, side)
         if self.tiles[0]:
             rows, cols = (n * side // _CLIP_L_336["patch_size"] for n in self.tiles)
             visual += rows * (cols + 1)  # a newline token ends every row of the tiles

@@ -454,17 +454,24 @@ def _energy(
     runs = {name: prefill(method) for name, (method, _) in zip(names, methods, strict=True)}
     measured = measure.measure_energy(runs, device=device, min_window_s=max(10.0, window_s))
     if all(result.n for result in measured.values()):
-        return {
-            name: {
-                "joules_per_question": r.mean_joules / batch, "sd": r.sd_joules / batch,
-                "modelled": r.modelled, "reliable": r.reliable, "methods": dict(r.methods),
-                "reasons": list(r.reasons), "window_s": r.window_s,
-                "carbon_g_per_1000": measure.carbon_g(r.mean_joules / batch) * 1000,
-            }
-            for name, r in measured.items()
-        }  # fmt: skip
+        return {name: _measured_energy(result, batch) for name, result in measured.items()}
     reasons = next(iter(measured.values())).reasons
     return _modelled_energy(runs, batch, window_s, list(reasons))
+
+
+def _measured_energy(result: measure.EnergyResult, batch: int) -> dict[str, Any]:
+    """Hardware counters, repeated windows."""
+    each = None if result.mean_joules is None else result.mean_joules / batch
+    return {
+        "joules_per_question": each,
+        "sd": None if result.sd_joules is None else result.sd_joules / batch,
+        "modelled": result.modelled,
+        "reliable": result.reliable,
+        "methods": dict(result.methods),
+        "reasons": list(result.reasons),
+        "window_s": result.window_s,
+        "carbon_g_per_1000": None if each is None else measure.carbon_g(each) * 1000,
+    }
 
 
 def _modelled_energy(
