@@ -183,6 +183,7 @@ class _Call:
     """
 
     images: list[ImageLayout] = field(default_factory=list)
+    real: Tensor | None = None  # [batch, prompt] not padding; on the CPU
     pixels: Tensor | None = None
     tower_hidden: Tensor | None = None  # what went into the feature layer's attention
     tower_keys: Tensor | None = None  # its key projection
@@ -342,7 +343,8 @@ class _Session:
         for name in ("vision_feature_layer", "vision_feature_select_strategy"):
             if kwargs.get(name) not in (None, getattr(self.host.model.config, name)):
                 raise UnsupportedError(f"Set {name} in the model's config, not in the call.")
-        self.call.images = self.host.images(self._placeholders(kwargs.get("input_ids")), kwargs)
+        placeholders, self.call.real = self._see_prompt(kwargs)
+        self.call.images = self.host.images(placeholders, kwargs)
         rows = [image.row for image in self.call.images]
         if self.copies > 1 and len(set(rows)) < len(rows):
             raise UnsupportedError(
@@ -350,16 +352,24 @@ class _Session:
                 "are not supported; repeat the prompt in the batch instead."
             )
 
-    def _placeholders(self, ids: Tensor | None) -> Bool[Tensor, "batch length"]:
+    def _see_prompt(
+        self, kwargs: dict
+    ) -> tuple[Bool[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+        """Where images stand and where no padding is, on the CPU: the one look at values."""
         given = [e.placeholders for e in self.entries if e.placeholders is not None]
         if given:
-            return given[-1]
+            return given[-1], torch.ones_like(given[-1])
+        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
         if ids is None or ids.is_meta:
             raise UnsupportedError(
                 "Where the image stands is read from input_ids; for inputs without values pass "
                 "placeholders= to on()."
             )
-        return (ids == self.host.model.config.image_token_id).cpu()
+        placeholders = ids == self.host.model.config.image_token_id
+        two_d = mask is not None and mask.ndim == 2
+        real = mask.to(ids.device) != 0 if two_d else torch.ones_like(placeholders)
+        placeholders, real = torch.stack([placeholders, real]).cpu()
+        return placeholders, real
 
     def _see_pixels(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
         self.call.pixels = kwargs.get("pixel_values", args[0] if args else None)
@@ -452,9 +462,9 @@ class _Session:
         assert memory is not None
         assert call.answer is not None
         assert call.projected is not None
-        batch, length = embeds.shape[:2]
-        stays = torch.ones(batch, length, dtype=torch.bool)
-        lengths, kept_slots, features = [length] * batch, [], []
+        length = embeds.shape[1]
+        assert call.real is not None
+        stays, kept_slots, features = call.real.clone(), [], []
         for image in call.images:
             tokens = call.projected[image.crops.start : image.crops.stop].flatten(0, 1)
             gone = len(image.slots) - len(tokens)
@@ -466,9 +476,8 @@ class _Session:
             order = self.host.order(image, call.answer)
             features.append(tokens if order is None else tokens[order])
             stays[image.row, image.slots[:gone]] = False
-            lengths[image.row] -= gone
             kept_slots.append(image.slots[gone:])
-        stream = _Subset.of(stays, tuple(lengths))
+        stream = _Subset.of(stays, tuple(stays.sum(1).tolist()))
         places = [
             stream.landing[image.row, slots]
             for image, slots in zip(call.images, kept_slots, strict=True)
@@ -587,6 +596,7 @@ class _Session:
         assert call.visual is not None
         assert call.last is not None
         assert call.raw_keys is not None
+        assert call.real is not None
         device, (batch, length) = hidden.device, hidden.shape[:2]
         rows = torch.tensor([image.row for image in call.images]).to(device)
         kept = self.decisions.get(layer) if self.decisions is not None else None
@@ -607,8 +617,13 @@ class _Session:
                 self.decisions[layer] = kept
         call.attention_inputs, call.raw_keys = {}, None
 
+        for entry in self.entries:
+            entry.trace._cut(layer, kept)
+        if kept.counts == call.counts:
+            return hidden
         before = memory.cuts[max(memory.cuts)] if memory.cuts else memory.stream
-        lengths = list(before.lengths if before is not None else [length] * batch)
+        real = call.real.to(device) if before is None else before.columns >= 0
+        lengths = list(call.real.sum(1).tolist() if before is None else before.lengths)
         for image, old, new in zip(call.images, call.counts, kept.counts, strict=True):
             lengths[image.row] -= old - new
         chosen = call.visual.gather(1, kept.index)
@@ -618,8 +633,7 @@ class _Session:
             chosen = chosen.masked_fill(rank >= limit, length)
         # One spare column swallows the padding entries of `visual` and `chosen`.
         stays = torch.ones(batch, length + 1, dtype=torch.bool, device=device)
-        if before is not None and before.padded:
-            stays[:, :length] = before.columns >= 0
+        stays[:, :length] = real
         stays[rows[:, None], call.visual] = False
         stays[rows[:, None], chosen] = True
         now = _Subset.of(stays[:, :length], tuple(lengths))
@@ -629,8 +643,6 @@ class _Session:
         call.last = landing.gather(1, call.last[:, None])[:, 0]
         call.counts = kept.counts
         memory.cuts[layer] = _compose(before, now) if memory.cuts else now
-        for entry in self.entries:
-            entry.trace._cut(layer, kept)
         return now.take(hidden)
 
     def _leave_decoder(self, module: FamilyModule, args: tuple, output: Any) -> Any:

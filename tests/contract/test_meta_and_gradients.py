@@ -60,15 +60,15 @@ def test_gradients_flow_through_a_pruned_forward(key, host):
             gradient = weight.grad.clone()
             assert gradient.abs().max() > 0
             # The loss really has this slope: a small step along the gradient.
-            step = 1e-6 * gradient / gradient.norm()
+            step = 1e-3 * gradient / gradient.norm()
             with torch.no_grad():
                 weight += step
                 up = model(**inputs, labels=labels, use_cache=False).loss
                 weight -= 2 * step
                 down = model(**inputs, labels=labels, use_cache=False).loss
                 weight += step
-        slope = float((up - down) / 2e-6)
-        assert slope == pytest.approx(float(gradient.norm()), rel=1e-4)
+        slope = float((up - down) / 2e-3)  # the loss is computed in float32
+        assert slope == pytest.approx(float(gradient.norm()), rel=2e-3)
     finally:
         model.zero_grad(set_to_none=True)
 

@@ -43,16 +43,17 @@ def generated(model, inputs, seed=0, steps=4, **settings):
 @pytest.mark.parametrize(("key", "host"), PAIRS)
 @pytest.mark.parametrize("rows", [ONE, MANY], ids=["one", "many"])
 def test_sdpa_and_eager_agree(key, host, rows):
-    inputs, logits, kept = prompt(host, rows), [], []
+    # In float64 the library's eager attention turns padding rows into NaN.
+    inputs, logits, kept = prompt(host, rows, dtype=torch.float32), [], []
     for attention in ("sdpa", "eager"):
-        model = model_for(host, attention)
+        model = model_for(host, attention, torch.float32)
         with make(key).on(model) as trace:
             out = model.generate(**inputs, max_new_tokens=3, do_sample=False, output_logits=True,
                                  return_dict_in_generate=True)  # fmt: skip
             kept.append(trace.kept if key != "vanilla" else [])
         logits.append(torch.stack(out.logits))
     assert kept[0] == kept[1]
-    torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("key", "host"), PAIRS)
@@ -122,16 +123,23 @@ def test_uneven_rows_without_any_mask(key, host, attention):
     a, b, c = Picture(1), Picture(2), Picture(3, 16, 48)
     total = b.tokens(host) + c.tokens(host) + 5
     rows = [[2, b, 1, c, 2], [3, a, total - a.tokens(host) - 3], [total]]
-    model, inputs = model_for(host, attention), prompt(host, rows)
+    dtype = torch.float64 if attention == "sdpa" else torch.float32
+    model, inputs = model_for(host, attention, dtype), prompt(host, rows, dtype=dtype)
     assert inputs["attention_mask"].all()
     tokens = torch.arange(2, 14).view(3, 4)
-    tolerance = CLOSE if attention == "sdpa" else {"rtol": 1e-5, "atol": 1e-5}
+    # Shorter rows stand further back; the rotary embedding is computed in float32.
+    tolerance = {"rtol": 1e-4, "atol": 1e-4}
     with make(key).on(model):
         for with_mask in (False, True):
             logits, _ = steps_by_hand(model, inputs, tokens, [1, 3], with_mask, False)
             for index, row in enumerate(rows):
                 alone, _ = steps_by_hand(
-                    model, prompt(host, [row]), tokens[index : index + 1], [1, 3], False, False
+                    model,
+                    prompt(host, [row], dtype=dtype),
+                    tokens[index : index + 1],
+                    [1, 3],
+                    False,
+                    False,
                 )
                 torch.testing.assert_close(logits[index], alone[0], **tolerance)
 

@@ -1,0 +1,114 @@
+"""Notebooks run small under nbval, refuse what they do not know, and carry no outputs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+from papermill.parameterize import parameterize_notebook
+
+from frugalvlm.paths import project_root
+from frugalvlm.study import notebooks
+from frugalvlm.study.papers import KEYS
+
+SOURCES = sorted((project_root() / "notebooks").rglob("*.ipynb"))
+SMALL = {
+    "n": 12,
+    "benchmarks": ["pocket-gqa", "pocket-textvqa"],
+    "budgets": 1,
+    "repeats": 2,
+    "energy_window_s": 0.1,
+}
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_source_notebooks_are_bare_and_typed(source):
+    notebook = nbformat.read(source, as_version=4)
+    nbformat.validate(notebook)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code)
+    assert 7 <= len(code) <= 14
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    assert len(tagged) == 1
+    for line in tagged[0].source.splitlines():
+        name, rest = line.split(":", 1)
+        assert name.isidentifier(), line
+        assert "=" in rest, f"{line}: a parameter has a type and a default"
+        assert "  # " in rest, f"{line}: a parameter has a help comment"
+
+
+def test_paper_notebooks_carry_the_papers_keys():
+    assert {p.stem for p in SOURCES if p.parent.name == "papers"} <= set(KEYS)
+
+
+@pytest.mark.notebook
+def test_visionzip_notebook_runs_under_nbval(tmp_path):
+    """The source notebook with small parameters, cell by cell, its own assertions included."""
+    source = notebooks.paper_notebook("visionzip")
+    small = parameterize_notebook(papermill.iorw.load_notebook_node(str(source)), SMALL)
+    copy = tmp_path / "visionzip.ipynb"
+    nbformat.write(small, copy)
+    results = tmp_path / "results"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p",
+         "no:cacheprovider", "--rootdir", str(tmp_path), "-c", os.devnull, "-q", str(copy)],
+        capture_output=True, text=True, cwd=tmp_path,
+        env={**os.environ, **notebooks.QUIET, "FRUGALVLM_RESULTS": str(results)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:]
+    cells = sum(cell.cell_type == "code" for cell in small.cells)
+    assert f"{cells} passed" in done.stdout
+    records = list((results / "pocket" / "visionzip" / "records").glob("*.json"))
+    # Two benchmarks, vanilla and four methods, one budget; efficiency and attention.
+    assert len(records) == 2 * 5 + 2
+    assert (results / "pocket" / "visionzip" / "kept_tokens.png").stat().st_size > 10_000
+
+
+def _notebook(folder: Path, cell: str, kernel: str = "python3") -> Path:
+    nb = nbformat.v4.new_notebook()
+    parameters = nbformat.v4.new_code_cell(
+        "n: int = 1  # a number", metadata={"tags": ["parameters"]}
+    )
+    nb.cells = [parameters, nbformat.v4.new_code_cell(cell)]
+    nb.metadata["kernelspec"] = {"name": kernel, "display_name": kernel, "language": "python"}
+    path = folder / "small.ipynb"
+    nbformat.write(nb, path)
+    return path
+
+
+def test_execution_gives_a_notebook_and_a_page(tmp_path):
+    source = _notebook(tmp_path, "print('n is', n * 2)")
+    page = notebooks.execute(source, tmp_path / "out" / "small.ipynb", {"n": 21})
+    assert "n is 42" in page.read_text()
+    assert "n is 42" in str(nbformat.read(tmp_path / "out" / "small.ipynb", as_version=4))
+    assert not list((tmp_path / "out").glob("*.failed*"))
+
+
+def test_unknown_parameters_are_refused_before_anything_runs(tmp_path):
+    source = _notebook(tmp_path, "raise RuntimeError('ran')")
+    with pytest.raises(notebooks.NotebookError, match=r"no parameter question_count.*It has: n"):
+        notebooks.execute(source, tmp_path / "out.ipynb", {"question_count": 3})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_missing_kernel_is_named_with_the_remedy(tmp_path):
+    source = _notebook(tmp_path, "1", kernel="no-such-kernel")
+    with pytest.raises(notebooks.NotebookError, match=r"no-such-kernel.*ipykernel install"):
+        notebooks.execute(source, tmp_path / "out.ipynb", {})
+
+
+def test_a_failed_cell_leaves_no_result_but_a_trail(tmp_path):
+    source = _notebook(tmp_path, "assert n > 5, 'too small'")
+    with pytest.raises(notebooks.NotebookError, match="AssertionError: too small"):
+        notebooks.execute(source, tmp_path / "out.ipynb", {"n": 2})
+    assert not (tmp_path / "out.ipynb").exists()
+    assert not (tmp_path / "out.html").exists()
+    assert (tmp_path / "out.failed.ipynb").is_file()
+
+
+def test_a_paper_without_a_notebook_says_so():
+    with pytest.raises(notebooks.NotebookError, match="no notebook for 'nvila'"):
+        notebooks.paper_notebook("nvila")

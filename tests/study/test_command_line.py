@@ -1,0 +1,83 @@
+"""The commands of tasks.py: each has help, errors are one sentence, lists agree with each other."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from frugalvlm.methods import METHODS
+from frugalvlm.paths import project_root
+from frugalvlm.study.papers import KEYS, all_papers
+
+
+def _invoke(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", *arguments],
+        cwd=project_root(), capture_output=True, text=True, env={**os.environ, **environment},
+    )  # fmt: skip
+
+
+def test_every_task_has_a_line_of_help():
+    done = _invoke("--list")
+    assert done.returncode == 0, done.stderr
+    lines = [line.split(None, 1) for line in done.stdout.splitlines()[2:] if line.strip()]
+    tasks = {line[0]: line[1:] for line in lines}
+    assert {"papers", "reproduce", "compare", "train", "lab", "test", "lint", "clean"} <= set(tasks)
+    assert all(help_ for help_ in tasks.values())
+    assert len(tasks) <= 12
+
+
+def test_papers_lists_all_thirteen():
+    done = _invoke("papers", COLUMNS="160")
+    assert done.returncode == 0, done.stderr
+    assert all(key in done.stdout for key in KEYS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("reproduce", "--paper", "visionzap"), "visionzip"),
+        (("reproduce", "--paper", "visionzip", "--scale", "huge"), "pocket, blueprint or full"),
+        (("reproduce", "--paper", "nvila"), "invoke papers"),
+        (("reproduce", "--paper", "visionzip", "--model", "pocket-none"), "Known: pocket"),
+    ],
+)
+def test_bad_input_ends_with_one_sentence(arguments, sentence, tmp_path):
+    done = _invoke(*arguments, FRUGALVLM_RESULTS=str(tmp_path))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert not list(tmp_path.rglob("*.json")), "nothing may be left behind"
+
+
+def test_full_scale_without_weights_says_what_to_fetch(tmp_path):
+    done = _invoke(
+        "reproduce", "--paper", "visionzip", "--scale", "full",
+        FRUGALVLM_RESULTS=str(tmp_path), HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hub"),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "hf download llava-hf/llava-1.5-7b-hf" in done.stderr
+    assert "14 GB" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_compare_without_records_says_what_to_run(tmp_path):
+    done = _invoke("compare", FRUGALVLM_RESULTS=str(tmp_path))
+    assert done.returncode == 2
+    assert "invoke reproduce --paper visionzip" in done.stderr
+
+
+def test_one_name_everywhere():
+    """Method file, class key, data file and notebook carry the paper's key."""
+    root = project_root()
+    for key, cls in METHODS.items():
+        module = cls.__module__.rsplit(".", 1)[-1]
+        assert key == module or key.startswith(module + "_"), key
+    reproduced = {p.key for p in all_papers() if p.status["pocket"] == "reproduced"}
+    notebooks = {p.stem for p in (root / "notebooks" / "papers").glob("*.ipynb")}
+    assert reproduced == notebooks
+    assert reproduced <= set(METHODS)
+    assert {p.stem for p in (root / "data" / "papers").glob("*.yaml")} == set(KEYS)
+    readme = (root / "README.md").read_text()
+    assert all(f"| {key} |" in readme or f"`{key}`" in readme for key in KEYS)
