@@ -91,10 +91,6 @@ class _Subset:
         return len(set(self.lengths)) > 1
 
     @property
-    def pads(self) -> Int[Tensor, "batch 1"]:
-        return (self.columns < 0).sum(1, keepdim=True)
-
-    @property
     def own_mask(self) -> Int[Tensor, "batch kept"]:
         return (self.columns >= 0).long()
 
@@ -168,6 +164,7 @@ class _Memory:
 
     prompt_length: int
     stream: _Subset | None = None  # of the prompt; None: all of it
+    removed: Tensor | None = None  # [batch, 1] visual tokens missing in the stream
     cuts: dict[int, _Subset] = field(default_factory=dict)  # of the stream, by first layer
 
     @property
@@ -304,7 +301,7 @@ class _Session:
         self.decisions = {}
         self.copies = max(setting("num_beams") or 1, setting("num_return_sequences") or 1)
         memory = getattr(kwargs.get("past_key_values"), _MEMORY, None)
-        ids = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
+        ids: Any = kwargs.get("input_ids", kwargs.get("inputs", args[0] if args else None))
         mask = kwargs.get("attention_mask")
         if memory is not None and (mask is None or mask.shape[1] == ids.shape[1]):
             # A whole conversation: generate() skips as many tokens as the shorter cache holds.
@@ -359,15 +356,17 @@ class _Session:
         given = [e.placeholders for e in self.entries if e.placeholders is not None]
         if given:
             return given[-1], torch.ones_like(given[-1])
-        ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
+        ids = kwargs.get("input_ids")
         if ids is None or ids.is_meta:
             raise UnsupportedError(
                 "Where the image stands is read from input_ids; for inputs without values pass "
                 "placeholders= to on()."
             )
         placeholders = ids == self.host.model.config.image_token_id
-        two_d = mask is not None and mask.ndim == 2
-        real = mask.to(ids.device) != 0 if two_d else torch.ones_like(placeholders)
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            mask = torch.ones_like(ids)
+        real = mask.to(ids.device) != 0
         placeholders, real = torch.stack([placeholders, real]).cpu()
         return placeholders, real
 
@@ -462,7 +461,6 @@ class _Session:
         assert memory is not None
         assert call.answer is not None
         assert call.projected is not None
-        length = embeds.shape[1]
         assert call.real is not None
         stays, kept_slots, features = call.real.clone(), [], []
         for image in call.images:
@@ -485,6 +483,7 @@ class _Session:
         rows = torch.tensor([image.row for image in call.images])
         rows = rows.repeat_interleave(torch.tensor([len(p) for p in places]))
         memory.stream = stream = stream.to(embeds.device)
+        memory.removed = (call.real.sum(1) - stays.sum(1))[:, None].to(embeds.device)
         at = rows.to(embeds.device), torch.cat(places).to(embeds.device)
         short = stream.take(embeds).index_put(at, torch.cat(features).to(embeds.dtype))
         mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
@@ -494,9 +493,9 @@ class _Session:
             mask = stream.own_mask
         if positions is not None:
             # Each token moves up by what was removed before it.
-            place = stream.landing - stream.pads
-            moved = positions - (torch.arange(length, device=embeds.device) - place)
-            positions = moved.gather(1, stream.columns.clamp(min=0)).clamp(min=0)
+            removed = (call.real.cumsum(1) - stays.cumsum(1)).to(embeds.device)
+            moved = (positions - removed).clamp(min=0)
+            positions = moved.gather(1, stream.columns.clamp(min=0))
         return {
             **kwargs, "inputs_embeds": short, "attention_mask": mask, "position_ids": positions
         }, places  # fmt: skip
@@ -543,8 +542,7 @@ class _Session:
         self.surplus = 0
         new = past - memory.stream_length + kwargs["inputs_embeds"].shape[1]
         if kwargs.get("position_ids") is not None:
-            removed = memory.prompt_length - memory.stream_length + stream.pads
-            kwargs["position_ids"] = kwargs["position_ids"] - removed
+            kwargs["position_ids"] = kwargs["position_ids"] - memory.removed
         mask = kwargs.get("attention_mask")
         if mask is not None:
             if mask.shape[-1] != memory.prompt_length + new:

@@ -6,6 +6,7 @@ from beartype import beartype
 
 
 def check(function: Callable) -> Callable:
-    """Check a function's annotations; `Self` can only be checked on whole classes, so skip it."""
-    hints = getattr(function, "__annotations__", {})
-    return function if any("Self" in str(hint) for hint in hints.values()) else beartype(function)
+    """Check a function that takes or gives tensors; leave others to their own error messages."""
+    hints = [str(hint) for hint in getattr(function, "__annotations__", {}).values()]
+    tensors = any(kind in hint for hint in hints for kind in ("Float[", "Int[", "Bool["))
+    return beartype(function) if tensors else function

@@ -18,6 +18,7 @@ COLUMNS = ("pocket-gqa", "pocket-pope", "pocket-mme", "pocket-textvqa", "pocket-
 BUDGETS = (48, 32, 16)
 METHODS = ("random", "fastv", "fastervlm", "visionzip")
 TOTAL = 144
+VISIONZIP = load_paper("visionzip")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,9 @@ class FakeBenchmark:
         ]
 
     def sheet(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str | None]) -> Sheet:
-        return mean_sheet(rows, [float(a == r["answer"]) for r, a in zip(rows, answers)])
+        return mean_sheet(
+            rows, [float(a == r["answer"]) for r, a in zip(rows, answers, strict=True)]
+        )
 
 
 @dataclass
@@ -150,7 +153,7 @@ class Maker:
 
     def blueprint(self) -> dict[str, Any]:
         rows = []
-        for model in load_paper("visionzip").table("blueprint").models:
+        for model in VISIONZIP.table("blueprint").models:
             budgets = [b.paper_tokens for b in model.budgets]
             for method, budget in [
                 ("vanilla", model.tokens), *((m, b) for b in budgets for m in METHODS)
@@ -181,6 +184,6 @@ class Maker:
         }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make() -> Maker:
     return Maker()

@@ -1,5 +1,6 @@
 """The commands of tasks.py: each has help, errors are one sentence, lists agree with each other."""
 
+import json
 import os
 import subprocess
 import sys
@@ -19,10 +20,9 @@ def _invoke(*arguments, **environment):
 
 
 def test_every_task_has_a_line_of_help():
-    done = _invoke("--list")
+    done = _invoke("--list", "--list-format", "json")
     assert done.returncode == 0, done.stderr
-    lines = [line.split(None, 1) for line in done.stdout.splitlines()[2:] if line.strip()]
-    tasks = {line[0]: line[1:] for line in lines}
+    tasks = {task["name"]: task["help"] for task in json.loads(done.stdout)["tasks"]}
     assert {"papers", "reproduce", "compare", "train", "lab", "test", "lint", "clean"} <= set(tasks)
     assert all(help_ for help_ in tasks.values())
     assert len(tasks) <= 12

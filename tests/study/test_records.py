@@ -47,7 +47,7 @@ def test_a_full_disk_leaves_the_old_record_and_one_sentence(make, tmp_path, monk
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(records.os, "fsync", full)
-    with pytest.raises(RecordError, match="No space left for .*free some space"):
+    with pytest.raises(RecordError, match=r"No space left for .*free some space"):
         records.write(path, make.accuracy("visionzip", 32))
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
@@ -308,6 +308,15 @@ def test_half_a_line_is_dropped_and_never_glued_to_the_next(tmp_path: Path, cut:
     assert log.read() == {"q1": "yes"}
     log.append([("q2", "no"), ("q3", "one")])
     assert log.read() == {"q1": "yes", "q2": "no", "q3": "one"}
+
+
+def test_half_a_line_longer_than_what_follows_leaves_nothing_behind(tmp_path: Path) -> None:
+    log = AnswerLog(tmp_path / "a.jsonl", REQUEST, "code")
+    log.append([("q1", "yes"), ("q2", "a long story " * 20)])
+    log.path.write_bytes(log.path.read_bytes()[:-2])
+    log.append([("q2", "no")])
+    assert log.read() == {"q1": "yes", "q2": "no"}
+    assert log.path.read_text().endswith('["q2", "no"]\n')
 
 
 def test_half_a_header_starts_afresh(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import pytest
 from rich.console import Console
 
 from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.methods import VisionZip
 from frugalvlm.study import tables
 from frugalvlm.study.papers import load_paper
 from frugalvlm.study.records import MixedSettingError, RecordError, request_hash
 from frugalvlm.study.scored import Scored, contrast
 from frugalvlm.study.tables import NOT_MEASURED, accuracy_table
 
+VISIONZIP = load_paper("visionzip")
 SHARE = {"random": 0.5, "fastv": 0.6, "fastervlm": 0.7, "visionzip": 0.9}
 
 
@@ -35,9 +37,9 @@ def on_terminal(table, width: int = 120) -> str:
     return shown.get()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def full(make):
-    return accuracy_table("visionzip", "table1", make.table1(SHARE), benchmarks=make.benchmarks)
+    return accuracy_table(VISIONZIP, "table1", make.table1(SHARE), benchmarks=make.benchmarks)
 
 
 # --- layout and the paper's numbers ----------------------------------------------------------
@@ -96,7 +98,7 @@ def test_score_retention_and_interval_are_ours(full, make) -> None:
 def test_retention_is_paired_and_not_a_ratio_of_strangers(make) -> None:
     """The same pictures fail in both runs, so their retention is exactly 100 %."""
     records = [make.accuracy("vanilla", 144, right=0.6), make.accuracy("visionzip", 16, right=0.6)]
-    row = cell(accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks),
+    row = cell(accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks),
                "visionzip", 16)  # fmt: skip
     assert row["score_low"] < row["score"] < row["score_high"]
     assert (row["retention_low"], row["retention"], row["retention_high"]) == (100, 100, 100)
@@ -105,7 +107,7 @@ def test_retention_is_paired_and_not_a_ratio_of_strangers(make) -> None:
 def test_requested_and_actual_tokens(make) -> None:
     layers = [144.0, 144.0, 16.0, 16.0, 16.0, 16.0]
     records = [make.accuracy("vanilla", 144), make.accuracy("fastv", 16, per_layer=layers)]
-    table = accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     row = cell(table, "fastv", 16)
     assert (row["tokens_mean"], row["tokens_min"], row["tokens_max"]) == (
         pytest.approx(58.67, abs=0.01),
@@ -120,10 +122,10 @@ def test_requested_and_actual_tokens(make) -> None:
 
 def test_failed_answers_are_wrong_and_shown(make) -> None:
     whole = [make.accuracy("vanilla", 144), make.accuracy("visionzip", 16)]
-    clean = accuracy_table("visionzip", "table1", whole, benchmarks=make.benchmarks)
+    clean = accuracy_table(VISIONZIP, "table1", whole, benchmarks=make.benchmarks)
     assert "failed" not in clean.headers
     whole[1] = make.accuracy("visionzip", 16, failed=10)
-    table = accuracy_table("visionzip", "table1", whole, benchmarks=make.benchmarks)
+    table = accuracy_table(VISIONZIP, "table1", whole, benchmarks=make.benchmarks)
     row = cell(table, "visionzip", 16)
     assert (row["score"], row["n"], row["failed"]) == (75.0, 40, 10)  # 30 of 40, not of 30
     assert table.headers[-1] == "failed"
@@ -134,22 +136,24 @@ def test_failed_answers_are_wrong_and_shown(make) -> None:
 @pytest.mark.parametrize("status", ["partial", "failed"])
 def test_unfinished_records_stay_out(make, status: str) -> None:
     records = [make.accuracy("vanilla", 144), make.accuracy("visionzip", 16, status=status)]
-    table = accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     assert math.isnan(cell(table, "visionzip", 16)["score"])
     assert table.blocks[-1].rows[-1][2].short == NOT_MEASURED
 
 
 def test_a_mean_over_some_benchmarks_is_not_shown(make) -> None:
-    records = [r for r in make.table1(SHARE)
-               if (r["request"]["benchmark"], r["request"]["budget"]) != ("pocket-sqa", 16)]  # fmt: skip
-    table = accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+    def lacking(request) -> bool:
+        return (request["benchmark"], request["budget"]) == ("pocket-sqa", 16)
+
+    records = [r for r in make.table1(SHARE) if not lacking(r["request"])]
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     assert math.isnan(cell(table, "visionzip", 16, "mean")["retention"])
     assert not math.isnan(cell(table, "visionzip", 48, "mean")["retention"])
     assert table.blocks[-1].rows[-1][-1].short == NOT_MEASURED
 
 
 def test_no_records_gives_a_table_that_says_so() -> None:
-    table = accuracy_table("visionzip", "table1", [])
+    table = accuracy_table(VISIONZIP, "table1", [])
     assert {c.short for block in table.blocks for row in block.rows for c in row[2:]} == {
         NOT_MEASURED
     }
@@ -160,25 +164,22 @@ def test_no_records_gives_a_table_that_says_so() -> None:
 def test_mixed_settings_are_refused(make) -> None:
     records = [make.accuracy("vanilla", 144), make.accuracy("visionzip", 16, n=20)]
     with pytest.raises(MixedSettingError, match="n: 20, 40"):
-        accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+        accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
 
 
 def test_answers_to_other_questions_are_refused(make) -> None:
     record = make.accuracy("vanilla", 144)
     record["answers"] = record["answers"][::-1]
     with pytest.raises(RecordError, match="other questions than pocket-gqa"):
-        accuracy_table("visionzip", "table1", [record], benchmarks=make.benchmarks)
+        accuracy_table(VISIONZIP, "table1", [record], benchmarks=make.benchmarks)
     record = make.accuracy("vanilla", 144)
     record["provenance"]["data_hash"] = "before the questions were changed"
     with pytest.raises(RecordError, match="run it again"):
-        accuracy_table("visionzip", "table1", [record], benchmarks=make.benchmarks)
+        accuracy_table(VISIONZIP, "table1", [record], benchmarks=make.benchmarks)
 
 
 def test_of_two_runs_the_methods_own_hyper_parameters_count(make) -> None:
-    own = {"dominant": 14, "contextual": 2}
-    usual = Scored([make.accuracy("vanilla", 144)]).records
-    from frugalvlm.methods import VisionZip
-
+    usual = [make.accuracy("vanilla", 144)]
     own = {k: v for k, v in VisionZip.for_budget(16, 144).describe().items() if k != "method"}
     tweaked = own | {"dominant": 10, "contextual": 6}
     records = [
@@ -186,16 +187,16 @@ def test_of_two_runs_the_methods_own_hyper_parameters_count(make) -> None:
         make.accuracy("visionzip", 16, right=0.2, hyper=tweaked),
         make.accuracy("visionzip", 16, right=0.8, hyper=own),
     ]
-    table = accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     assert cell(table, "visionzip", 16)["score"] == pytest.approx(80, abs=2.5)
     records[-1] = make.accuracy("visionzip", 16, hyper=own | {"dominant": 12, "contextual": 4})
     with pytest.raises(MixedSettingError, match="2 runs of visionzip at 16 tokens"):
-        accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+        accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
 
 
 def test_a_model_that_scores_zero_retains_nothing_that_could_be_named(make) -> None:
     records = [make.accuracy("vanilla", 144, right=0.0), make.accuracy("visionzip", 16)]
-    table = accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     assert "undefined" in table.blocks[-1].rows[-1][2].short
 
 
@@ -204,7 +205,7 @@ def test_a_model_that_scores_zero_retains_nothing_that_could_be_named(make) -> N
 
 def test_the_terminal_form_fits_120_columns_unbroken(make) -> None:
     records = make.table1(SHARE, failed=3)
-    table = accuracy_table("visionzip", "table1", records, benchmarks=make.benchmarks)
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     lines = on_terminal(table).splitlines()
     assert max(len(line.rstrip()) for line in lines) <= 120
     rows = [line for line in lines if line.startswith("VisionZip  ")]
@@ -270,7 +271,7 @@ def test_modelled_energy_is_marked_and_never_compared(make) -> None:
     assert all(row[2].short.endswith(" modelled") for row in rows)
     assert all(row[4].short.endswith(" modelled") for row in rows)
     assert {row[3].short for row in rows} == {"not compared"}
-    assert [d for d in table.data["method"][:3]] == ["vanilla", "random", "fastv"]  # not by energy
+    assert list(table.data["method"][:3]) == ["vanilla", "random", "fastv"]  # not by energy
     assert "tdp_load_model" in on_terminal(table)
     assert "no counter" in table.caption[-1]
 
@@ -368,10 +369,10 @@ def test_end_to_end_with_the_real_questions(make) -> None:
     zipped = make.accuracy("visionzip", 16, rows=rows, n=12, right=[True] * 9 + [False] * 3)
     for record in (vanilla, zipped):
         record["provenance"]["data_hash"] = request_hash(rows)
-    table = accuracy_table(load_paper("visionzip"), "table1", [vanilla, zipped])
+    table = accuracy_table(VISIONZIP, "table1", [vanilla, zipped])
     row = cell(table, "visionzip", 16)
     assert (row["score"], row["retention"], row["n"]) == (75.0, 75.0, 12)
     assert row["paper_score"] == 55.1
     zipped["provenance"]["data_hash"] = request_hash(rows[::-1])
     with pytest.raises(RecordError, match="other questions"):
-        accuracy_table("visionzip", "table1", [vanilla, zipped])
+        accuracy_table(VISIONZIP, "table1", [vanilla, zipped])

@@ -62,9 +62,8 @@ class VisionZip(EncoderReducer):
 
     def check(self, shape: Shape) -> None:
         """`dominant + contextual` must be in 1..patches."""
-        if self.dominant < 1 or self.contextual < 0:
-            raise UnsupportedError("visionzip needs dominant >= 1 and contextual >= 0.")
-        check_budget(self.dominant + self.contextual, shape.patches)
+        for part in (self.dominant, self.contextual or 1, self.dominant + self.contextual):
+            check_budget(part, shape.patches)
         if self.score == "cls" and not shape.has_cls:
             raise UnsupportedError(
                 "visionzip with score='cls' needs a [CLS] token and this vision tower has none; "

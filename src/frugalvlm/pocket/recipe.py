@@ -1,7 +1,7 @@
 """The training recipe of the pocket models: one command, resumable, on a CPU or a GPU.
 
 Stages, in LLaVA's order: the vision tower first (dense labels), then projector and decoder on many
-questions per image with the tower frozen, then everything together. The data of a step follow from
+questions per image with the tower frozen. The data of a step follow from
 the seed and the step's number alone, so a run that was interrupted continues exactly.
 """
 
@@ -51,37 +51,18 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         # Token-weighted first: descriptions teach the decoder to read the picture. Then every
         # question alike, which is what checks (yes or no) and multiple choice wait for.
         Stage("read", ("projector", "decoder"), 1031, 16, 1.5e-3, 100, 20, 200, horizon=2000),
-        Stage(
-            "answer",
-            ("projector", "decoder"),
-            399,
-            16,
-            1.2e-3,
-            30,
-            20,
-            per_question=True,
-            horizon=1300,
-        ),
+        Stage("answer", ("projector", "decoder"), 399, 16, 1.2e-3, 30, 20,
+              per_question=True, horizon=1300),
         # Checks and choices compare what was asked with what is seen. That is learnt first where
         # there is only one thing to look at, so every second picture is a simple one.
-        Stage(
-            "compare",
-            ("projector", "decoder"),
-            900,
-            16,
-            1e-3,
-            20,
-            20,
-            per_question=True,
-            things=(1, 2, MAX_THINGS, MAX_THINGS),
-        ),
-        Stage("joint", ("tower", "projector", "decoder"), 100, 16, 2e-4, 10, 20, per_question=True),
+        Stage("compare", ("projector", "decoder"), 900, 16, 1e-3, 20, 20,
+              per_question=True, things=(1, 2, MAX_THINGS, MAX_THINGS)),
     ),
     "pocket-llava-tiny": (
         Stage("tower", ("tower",), 30, 16, 2e-3, 5),
         Stage("tune", ("projector", "decoder"), 30, 8, 2e-3, 5, 8, 10),
     ),
-}
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from frugalvlm.study.display import Table
 from frugalvlm.study.records import Record
-from frugalvlm.study.tables import Table
 
 if TYPE_CHECKING:
     from PIL.Image import Image

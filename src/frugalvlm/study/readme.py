@@ -13,10 +13,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from frugalvlm.paths import project_root
 from frugalvlm.study.papers import SCALES, all_papers
-from frugalvlm.study.records import Record, newest_setting, read_records, select
+from frugalvlm.study.records import Record, newest_setting, read_records
 from frugalvlm.study.tables import accuracy_table, blueprint_table
 from frugalvlm.study.verdicts import verdict_table, verdicts
 
@@ -95,7 +96,7 @@ def _filled(match: re.Match[str], results: Path) -> str:
 def _pinned(folder: Path, pins: Mapping[str, str]) -> list[Record]:
     """The newest records of a folder that meet the pins; none when the folder has none at all."""
     known = read_records(folder)
-    wanted: dict[str, object] = {k: v for k, v in pins.items() if k != "machine"}
+    wanted: dict[str, Any] = {k: v for k, v in pins.items() if k != "machine"}
     if "n" in wanted:
         wanted["n"] = int(pins["n"])
     # A pin like n says nothing about kinds of runs that have no such thing.
@@ -103,7 +104,7 @@ def _pinned(folder: Path, pins: Mapping[str, str]) -> list[Record]:
         r
         for r in known
         if r["provenance"]["machine"] == pins.get("machine", r["provenance"]["machine"])
-        and select([r], **{k: v for k, v in wanted.items() if k in r["request"]})
+        and all(r["request"][k] == v for k, v in wanted.items() if k in r["request"])
     ]
     if known and not found:
         raise ReadmeError(

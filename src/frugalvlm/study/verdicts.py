@@ -27,11 +27,11 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from frugalvlm.study.display import NONE_PRINTED, Block, Cell, Table
 from frugalvlm.study.papers import QUANTITY_KINDS, SCALES, Claim, Paper, load_paper
 from frugalvlm.study.records import Record, latest, one_setting, select
 from frugalvlm.study.scored import Scored, SheetMaker, contrast
 from frugalvlm.study.stats import Estimate
-from frugalvlm.study.tables import NONE_PRINTED, Block, Cell, Table
 
 __all__ = ["STATUSES", "Measured", "Verdict", "decide", "verdict_table", "verdicts"]
 
@@ -534,8 +534,15 @@ class _Evidence:
         return Measured(value, low, high, images, of, "all layers are alike")
 
 
+def _rank_correlation(mass: np.ndarray) -> float:
+    """Spearman's with the layer number; NaN where all layers are alike."""
+    if np.ptp(mass) == 0:
+        return math.nan
+    return float(spearmanr(mass, np.arange(len(mass))).statistic)
+
+
 _ATTENTION: dict[str, Callable[[np.ndarray], float]] = {
-    "rank_correlation_with_depth": lambda m: float(spearmanr(m, np.arange(len(m))).statistic),
+    "rank_correlation_with_depth": _rank_correlation,
     "argmax_layer_from_end": lambda m: float(len(m) - int(np.argmax(m))),
     "last_minus_second_last": lambda m: float(m[-1] - m[-2]),
 }

@@ -1,0 +1,139 @@
+"""The README's generated parts: rebuilt from records, the same everywhere, hand edits found."""
+
+from pathlib import Path
+
+import pytest
+
+from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.study import readme, records
+from frugalvlm.study.papers import KEYS
+from frugalvlm.study.readme import ReadmeError
+
+
+def text(*opens: str) -> str:
+    blocks = [f"<!-- generated: {o} -->\nold\n<!-- end: {o.split()[0]} -->\n" for o in opens]
+    return "# Title\n\n" + "\nwords\n".join(blocks) + "\nlast line\n"
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict]:
+    return list(load_benchmark("pocket-gqa").dataset("test", 12).remove_columns("image"))
+
+
+@pytest.fixture
+def results(make, rows, tmp_path: Path) -> Path:
+    """Two machines; the second is newer and its VisionZip much worse."""
+    folder = tmp_path / "results" / "pocket" / "visionzip" / "records"
+    for machine, month, right in (("aaaaaaaaaaaa", 1, 9), ("bbbbbbbbbbbb", 2, 3)):
+        for method, budget, good in (("vanilla", 144, 12), ("visionzip", 16, right)):
+            mask = [True] * good + [False] * (12 - good)
+            record = make.accuracy(method, budget, rows=rows, n=12, right=mask)
+            record["provenance"] |= {"machine": machine, "created": f"2026-0{month}-01T00:00:00"}
+            records.write(folder / f"{method}-{machine}.json", record)
+    counted = tmp_path / "results" / "blueprint" / "visionzip" / "records"
+    records.write(counted / "b.json", make.blueprint())
+    return tmp_path / "results"
+
+
+def test_blocks_are_filled_and_the_rest_is_left_alone(results: Path) -> None:
+    made = readme.render(text("table1-pocket", "blueprint-visionzip", "papers"), results)
+    assert made.startswith("# Title\n\n<!-- generated: table1-pocket -->\n\n**VisionZip, Table 1")
+    assert made.endswith("<!-- end: papers -->\n\nlast line\n")
+    assert made.count("\nwords\n") == 2
+    assert "\nold\n" not in made
+    assert readme.render(made, results) == made
+    for key in KEYS:
+        assert f"| `{key}` |" in made
+
+
+def test_without_a_pin_the_newest_records_count_and_a_pin_holds(results: Path) -> None:
+    newest = readme.render(text("table1-pocket"), results)
+    assert "25.0 ±" in newest
+    assert "machine bbbbbbbbbbbb" in newest
+    pinned = readme.render(text("table1-pocket machine=aaaaaaaaaaaa n=12"), results)
+    assert "75.0 ±" in pinned
+    assert "machine aaaaaaaaaaaa" in pinned
+    assert "<!-- generated: table1-pocket machine=aaaaaaaaaaaa n=12 -->" in pinned
+
+
+def test_pins_that_nothing_meets_or_nobody_knows_are_errors(results: Path) -> None:
+    with pytest.raises(ReadmeError, match=r"No record in .* meets .*cccc"):
+        readme.render(text("table1-pocket machine=cccccccccccc"), results)
+    with pytest.raises(ReadmeError, match=r"No record in .* meets .*13"):
+        readme.render(text("table1-pocket n=13"), results)
+    with pytest.raises(ReadmeError, match="pins 'maschine'"):
+        readme.render(text("table1-pocket maschine=aaaaaaaaaaaa"), results)
+
+
+def test_no_records_yet_is_said_and_no_error(tmp_path: Path) -> None:
+    made = readme.render(text("table1-pocket", "verdicts-pocket"), tmp_path)
+    assert "not measured" in made
+    assert "No records yet" in made
+
+
+def test_check_finds_a_hand_edit_and_update_mends_it(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(text("table1-pocket", "papers"))
+    assert readme.update(path, results) is True
+    assert readme.check(path, results) == []
+    assert readme.update(path, results) is False
+    path.write_text(path.read_text().replace("25.0 ±", "95.0 ±"))
+    difference = readme.check(path, results)
+    assert any(line.startswith("-") and "95.0 ±" in line for line in difference)
+    assert any(line.startswith("+") and "25.0 ±" in line for line in difference)
+    assert readme.update(path, results) is True
+    assert "95.0 ±" not in path.read_text()
+    assert not list(tmp_path.glob(".README*"))
+
+
+def test_a_new_record_makes_the_readme_stale(results: Path, tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text(text("table1-pocket"))
+    readme.update(path, results)
+    (results / "pocket" / "visionzip" / "records" / "visionzip-bbbbbbbbbbbb.json").unlink()
+    assert readme.check(path, results)
+
+
+def test_neither_file_names_nor_the_environment_matter(results, monkeypatch) -> None:
+    before = readme.render(text("table1-pocket", "verdicts-pocket"), results)
+    folder = results / "pocket" / "visionzip" / "records"
+    for i, path in enumerate(sorted(folder.glob("*.json"), reverse=True)):
+        path.rename(folder / f"{i}.json")
+    monkeypatch.setenv("FRUGALVLM_RESULTS", "/nowhere")
+    monkeypatch.setattr(records.measure, "machine_id", lambda device=None: "another machine")
+    assert readme.render(text("table1-pocket", "verdicts-pocket"), results) == before
+
+
+def test_partial_records_do_not_reach_the_readme(results: Path) -> None:
+    folder = results / "pocket" / "visionzip" / "records"
+    before = readme.render(text("table1-pocket"), results)
+    record = records.read_record(folder / "visionzip-bbbbbbbbbbbb.json")
+    record["provenance"]["created"] = "2026-09-01T00:00:00"
+    records.write(folder / "later.json", record | {"status": "partial", "answers": []})
+    assert readme.render(text("table1-pocket"), results) == before
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "<!-- generated: papers -->\nno end\n",
+        "no start\n<!-- end: papers -->\n",
+        "<!-- generated: papers -->\n<!-- end: table1-pocket -->\n",
+        "<!-- generated: papers machine -->\n<!-- end: papers -->\n",
+    ],
+)
+def test_a_marker_without_its_partner_is_an_error(broken: str, tmp_path: Path) -> None:
+    with pytest.raises(ReadmeError, match="needs its"):
+        readme.render(broken, tmp_path)
+
+
+def test_an_unknown_block_lists_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(ReadmeError, match=r"Unknown block 'tabel1'.*table1-pocket"):
+        readme.render(text("tabel1"), tmp_path)
+
+
+def test_the_repositorys_own_readme_agrees_with_its_records() -> None:
+    path = readme.project_root() / "README.md"
+    if not path.is_file():
+        pytest.skip("no README.md in this checkout")
+    assert readme.check(path) == []
