@@ -41,7 +41,7 @@ def papers(c: Context):
     }
 )
 def reproduce(
-    c: Context, paper, scale="pocket", n=200, model="", revision=None, device="cpu", force=False
+    c: Context, paper, scale="pocket", n=300, model="", revision=None, device="cpu", force=False
 ):
     """Reproduce a paper's tables: runs, verdicts, executed notebook, HTML page."""
     from frugalvlm.study.reproduce import POCKET_MODEL, Options, reproduce

@@ -5,6 +5,7 @@ from __future__ import annotations
 from frugalvlm.loading import WeightsError
 from frugalvlm.study.notebooks import NotebookError
 from frugalvlm.study.papers import UnknownPaperError
+from frugalvlm.study.readme import ReadmeError
 from frugalvlm.study.records import MixedSettingError, RecordError
 from frugalvlm.study.reproduce import ScaleError
 from frugalvlm.views import BudgetError, UnsupportedError
@@ -14,6 +15,7 @@ KNOWN: tuple[type[Exception], ...] = (
     FileNotFoundError,
     MixedSettingError,
     NotebookError,
+    ReadmeError,
     RecordError,
     ScaleError,
     UnknownPaperError,

@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils import logging as transformers_logging
 
 from frugalvlm.paths import data_dir
 from frugalvlm.pocket.models import SPECS
@@ -66,6 +67,10 @@ def load_vlm(
             f"No GPU was found for device='{device}'; use device='cpu' or a CUDA build of torch."
         )
     source, options = _locate(name, revision)
+    # A bar over a handful of small files only clutters what the caller shows.
+    hide_bars = name in SPECS and transformers_logging.is_progress_bar_enabled()
+    if hide_bars:
+        transformers_logging.disable_progress_bar()
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype or "auto", attn_implementation=attn_implementation, **options
@@ -78,6 +83,9 @@ def load_vlm(
                 "config.json, safetensors weights and the processor's files."
             ) from error
         raise WeightsError(_out_of_reach(name, error)) from error
+    finally:
+        if hide_bars:
+            transformers_logging.enable_progress_bar()
     # Left padding: with it the last position of every row is the one to continue from.
     processor.tokenizer.padding_side = "left"
     return model.to(device).eval(), processor

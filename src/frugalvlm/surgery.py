@@ -333,6 +333,13 @@ class _Session:
                 "features computed before."
             )
         cache = kwargs.get("past_key_values")
+        if cache is not None and cache.is_compileable:
+            raise UnsupportedError(
+                "A static cache keeps room for every token, so nothing would be saved; use the "
+                "default dynamic cache."
+            )
+        if not isinstance(kwargs.get("attention_mask"), Tensor | None):
+            raise UnsupportedError("Pass the attention mask as a 2-D or 4-D tensor.")
         if cache is not None and cache.get_seq_length() > 0:
             raise UnsupportedError(
                 "An image behind an existing cache is not supported: pass the whole conversation."
@@ -429,11 +436,6 @@ class _Session:
                 for entry in self.entries:
                     entry.trace._start()
             return None
-        if cache is not None and cache.is_compileable:
-            raise UnsupportedError(
-                "A static cache keeps room for every token, so nothing would be saved; use the "
-                "default dynamic cache."
-            )
         if self.cut_at and module.training and getattr(module, "gradient_checkpointing", False):
             raise UnsupportedError(
                 "Cuts inside the decoder do not go with gradient checkpointing; switch it off."

@@ -84,7 +84,7 @@ def visionzip_tokens(
         targets = [rest[i * step] for i in range(contextual)]
         groups: dict[int, list[int]] = {t: [] for t in targets}
         for j in rest:
-            if j in groups:
+            if j in groups or not targets:
                 continue
             cosine = {
                 t: float(metric[j] @ metric[t] / metric[j].norm() / metric[t].norm())

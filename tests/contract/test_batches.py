@@ -110,18 +110,18 @@ def test_several_cuts_compose(host):
     crops, pictures = sum(p.crops(host) for p in shown), len(shown)
     with Twice(4).on(model) as trace:
         together = run(batch)
+        assert trace.tokens_per_layer[1:] == [n * crops / pictures for n in (9, 9, 4)]
         for index, row in enumerate(MANY):
             alone = run(prompt(host, [row]))
             torch.testing.assert_close(
                 torch.stack(together.logits, 1)[index], torch.stack(alone.logits, 1)[0], **CLOSE_32
             )
-        assert trace.tokens_per_layer[1:] == [n * crops / pictures for n in (9, 9, 4)]
     with VisionZip(6, 2).on(model) as outer, FastV(3).on(model) as inner:
         together = run(batch)
+        assert outer.tokens_per_layer == inner.tokens_per_layer
+        assert outer.tokens_per_layer == [n * crops / pictures for n in (8, 8, 3, 3)]
         for index, row in enumerate(MANY):
             alone = run(prompt(host, [row]))
             torch.testing.assert_close(
                 torch.stack(together.logits, 1)[index], torch.stack(alone.logits, 1)[0], **CLOSE_32
             )
-        assert outer.tokens_per_layer == inner.tokens_per_layer
-        assert outer.tokens_per_layer == [n * crops / pictures for n in (8, 8, 3, 3)]

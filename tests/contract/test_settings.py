@@ -188,6 +188,7 @@ def test_a_cut_sequence_hides_nothing_in_a_4d_mask(host):
     """A 4-D mask of the caller's own, bool or additive, is cut like a 2-D one."""
     model, inputs = model_for(host), prompt(host, MANY)
     mask = inputs.pop("attention_mask").bool()
+    inputs["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
     length = mask.shape[1]
     square = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None, None]
     square |= torch.eye(length, dtype=torch.bool)

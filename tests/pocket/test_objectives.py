@@ -39,7 +39,10 @@ def _separate_loss(model, processor, scenes, questions):
 
 def test_packed_loss_equals_separate_prompts(tiny):
     scenes = [make_scene("train", i) for i in (3, 5)]
-    questions = [training_questions(s, np.random.default_rng(0), n) for s, n in zip(scenes, (5, 9))]
+    questions = [
+        training_questions(s, np.random.default_rng(0), n)
+        for s, n in zip(scenes, (5, 9), strict=True)
+    ]
     encode = QuestionEncoder(build_tokenizer())
     packs = [[encode(q.text, q.answer) for q in items] for items in questions]
     pixels = pixel_values([draw(s) for s in scenes]).double()

@@ -302,8 +302,19 @@ def test_blueprint_counts_beside_the_printed_time_marked_as_another_quantity(mak
     assert math.isnan(frame.loc[("LLaVA-NeXT-7B", "visionzip", 320)]["paper_prefill_time_ratio"])
     assert math.isnan(frame.loc[("LLaVA-1.5-7B", "visionzip", 64)]["paper_prefill_time_ratio"])
     assert "another quantity" in table.headers[-1]
-    assert "reading notes" in table.caption[-1]  # the printed times are second-hand
+    assert "reading notes" in table.caption[1]  # the printed times are second-hand
     assert max(len(line.rstrip()) for line in on_terminal(table).splitlines()) <= 120
+
+
+def test_tokens_beyond_the_papers_count_are_explained(make) -> None:
+    record = make.blueprint()
+    assert "newline" not in " ".join(tables.blueprint_table(VISIONZIP, [record]).caption)
+    row = next(r for r in record["rows"] if r["budget"] == 2880)
+    row["tokens_mean"] = 2928.0
+    assert (
+        "holds 2928 visual tokens where the paper counts 2880"
+        in (tables.blueprint_table(VISIONZIP, [record]).caption[-1])
+    )
 
 
 def test_a_blueprint_cell_without_record_says_so(make) -> None:

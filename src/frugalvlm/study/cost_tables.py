@@ -192,10 +192,21 @@ def blueprint_table(
             "untouched model over that with the method, on its own hardware"
             + (f" ({times_table.where}, {times_table.title}" if times_table else "")
             + (f"; {why})." if why else ")." if times_table else "."),
+            *_extra_tokens(data),
         ),
         data=pd.DataFrame(data),
         facts={"scale": "blueprint"},
     )  # fmt: skip
+
+
+def _extra_tokens(data: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each model whose untouched prompt holds more tokens than its paper counts."""
+    return [
+        f"{d['model']}: the untouched prompt holds {d['tokens_mean']:g} visual tokens where the "
+        f"paper counts {d['budget']}; the others are newline tokens, one per row of tiles."
+        for d in data
+        if d.get("flops_ratio") == 1 and d["tokens_mean"] > d["budget"]
+    ]
 
 
 def _blueprint_row(d: Mapping[str, Any]) -> tuple[Cell, ...]:

@@ -42,7 +42,7 @@ from frugalvlm.study.runs import (
 )
 
 POCKET_MODEL = "pocket-llava-base"
-QUESTIONS = 200  # per benchmark, at the pocket scale
+QUESTIONS = 300  # per benchmark, at the pocket scale
 
 
 class ScaleError(ValueError):

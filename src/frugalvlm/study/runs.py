@@ -404,7 +404,7 @@ def attention_run(
     data = benchmark.dataset(setting.split, images)  # type: ignore[arg-type]
     tower = host_for(model).tower
     implementation = tower.config._attn_implementation
-    sums: list[float] = []
+    per_image: list[list[float]] = []
     # Maps of the tower only, for this analysis only: eager attention returns them.
     model.set_attn_implementation({"vision_config": "eager"})
     try:
@@ -415,19 +415,17 @@ def attention_run(
             if not maps:
                 raise RuntimeError("The vision tower returned no attention maps.")
             top = max(1, round(patches_fraction * (maps[0].shape[-1] - 1)))
-            for layer, weights in enumerate(maps):
-                row = weights[:, :, 0, 1:].float().mean(1)
-                share = row.topk(top, dim=-1).values.sum(-1) / row.sum(-1)
-                if len(sums) <= layer:
-                    sums.append(0.0)
-                sums[layer] += float(share.sum())
+            rows = [weights[:, :, 0, 1:].float().mean(1) for weights in maps]
+            shares = [row.topk(top, dim=-1).values.sum(-1) / row.sum(-1) for row in rows]
+            per_image += torch.stack(shares, 1).tolist()
             reporter.advance(len(batch))
     finally:
         model.set_attn_implementation({"vision_config": implementation})
     record = {
         "kind": "attention", "status": "complete", "request": request,
         "patches_fraction": patches_fraction, "images": len(data),
-        "mass_per_layer": [s / len(data) for s in sums],
+        "mass_per_layer": [sum(layer) / len(data) for layer in zip(*per_image, strict=True)],
+        "mass_per_image": per_image,
         "provenance": records.provenance(
             code=code, model_hash=setting.model_hash, seconds=time.monotonic() - started,
             data_hash=records.request_hash(data["question_id"]), device=setting.device,

@@ -530,7 +530,7 @@ class _Evidence:
         value = statistic(mass)
         images = int(record["images"])
         low, high = _attention_interval(record, statistic, value)
-        of = "images" if record.get("mass_per_image") else "images (mean, no interval)"
+        of = "images" if record.get("mass_per_image") else "images, no interval"
         return Measured(value, low, high, images, of, "all layers are alike")
 
 
