@@ -171,8 +171,9 @@ def save_vlm(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) ->
 
 
 def write_hashes(folder: Path) -> None:
-    """Record the hashes of all files of an embedded model, as they are now."""
-    files = sorted(p for p in folder.iterdir() if p.is_file() and p.name != HASHES)
+    """Record the hashes of the files that loading reads, as they are now; the card is free."""
+    read = {".json", ".jinja", ".safetensors"}
+    files = sorted(p for p in folder.iterdir() if p.suffix in read and p.name != HASHES)
     hashes = {p.name: file_hash(p) for p in files}
     (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n")
 

@@ -482,8 +482,9 @@ class _Session:
             stream.landing[image.row, slots]
             for image, slots in zip(call.images, kept_slots, strict=True)
         ]
-        rows = torch.tensor([image.row for image in call.images])
-        rows = rows.repeat_interleave(torch.tensor([len(p) for p in places]))
+        rows = torch.cat(
+            [p.new_full(p.shape, i.row) for i, p in zip(call.images, places, strict=True)]
+        )
         memory.stream = stream = stream.to(embeds.device)
         memory.removed = (call.real.sum(1) - stays.sum(1))[:, None].to(embeds.device)
         at = rows.to(embeds.device), torch.cat(places).to(embeds.device)

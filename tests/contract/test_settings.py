@@ -226,3 +226,56 @@ def test_a_picture_at_the_very_end_of_the_prompt(side):
                                    return_dict_in_generate=True).logits[0]  # fmt: skip
             assert first.abs().max() > 0.1
             assert first.shape == (1, VOCAB)
+
+
+def flash_like(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Flash attention's contract in plain torch: a 2-D mask or none, causal from the last key."""
+    assert attention_mask is None or attention_mask.shape == (len(query), key.shape[2])
+    key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+    queries, keys = query.shape[2], key.shape[2]
+    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
+    if attention_mask is not None:
+        seen = seen & (attention_mask[:, None, None] != 0)
+    logits = (query @ key.mT * scaling).masked_fill(~seen, torch.finfo(query.dtype).min)
+    return (logits.softmax(-1) @ value).transpose(1, 2), None
+
+
+@pytest.fixture
+def flash_kernel():
+    """A CPU stand-in that Transformers hands what it hands flash attention."""
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    ALL_ATTENTION_FUNCTIONS.register("flash_like", flash_like)
+    ALL_MASK_ATTENTION_FUNCTIONS.register("flash_like", flash_attention_mask)
+    models = []
+
+    def use(host):
+        model = model_for(host)
+        models.append(model.model.language_model.config)
+        models[-1]._attn_implementation = "flash_like"
+        return model
+
+    yield use
+    for config in models:
+        config._attn_implementation = "sdpa"
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("key", ["fastv", "visionzip"])
+def test_kernels_that_take_only_2d_masks(key, host, flash_kernel):
+    """Padded rows, and rows that only the kit makes shorter; alone, in steps and in chunks."""
+    a, b, c = Picture(1), Picture(2), Picture(3, 16, 48)
+    total = b.tokens(host) + c.tokens(host) + 5
+    uneven = [[2, b, 1, c, 2], [3, a, total - a.tokens(host) - 3]]
+    for rows in (MANY, uneven):
+        inputs, tokens = prompt(host, rows), torch.arange(2, 2 + 4 * len(rows)).view(-1, 4)
+        results = []
+        for model in (model_for(host), flash_kernel(host)):
+            with make(key).on(model):
+                results.append(steps_by_hand(model, inputs, tokens, [1, 3])[0])
+                if rows == uneven:
+                    results.append(steps_by_hand(model, inputs, tokens, [1, 3], False)[0])
+            model.model.language_model.config._attn_implementation = "sdpa"
+        for other in results[1:]:
+            torch.testing.assert_close(other, results[0], **CLOSE)

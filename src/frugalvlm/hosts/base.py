@@ -164,9 +164,10 @@ def encoder_layers(tower: nn.Module) -> nn.ModuleList:
     Raises:
         UnsupportedError: when there is no `encoder.layers`.
     """
-    for name, module in tower.named_modules():
-        if name.endswith("encoder.layers") and isinstance(module, nn.ModuleList):
-            return module
+    for module in tower.modules():
+        layers = getattr(getattr(module, "encoder", None), "layers", None)
+        if isinstance(layers, nn.ModuleList):
+            return layers
     raise UnsupportedError(
         f"{type(tower).__name__} has no encoder.layers; known towers are CLIP and SigLIP."
     )

@@ -66,7 +66,7 @@ class LlavaHost(Host):
             raise UnsupportedError(f"vision_feature_layer={chosen} names no tower layer's output.")
         return layer
 
-    @property
+    @cached_property
     def feature_module(self) -> FamilyModule:
         """The feature layer."""
         return encoder_layers(self.tower)[self.feature_layer]
