@@ -287,7 +287,8 @@ class _Session:
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         """`generate`, with decisions taken once, at the prompt, with and without a cache."""
         model = self.host.model
-        config = kwargs.get("generation_config") or model.generation_config
+        given = args[1] if len(args) > 1 else kwargs.get("generation_config")
+        config = given or model.generation_config
 
         def setting(name: str) -> Any:
             return kwargs.get(name) or getattr(config, name, None)

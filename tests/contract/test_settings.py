@@ -241,41 +241,39 @@ def flash_like(module, query, key, value, attention_mask, scaling, dropout=0.0, 
 
 
 @pytest.fixture
-def flash_kernel():
+def use_kernel():
     """A CPU stand-in that Transformers hands what it hands flash attention."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, flash_attention_mask
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     ALL_ATTENTION_FUNCTIONS.register("flash_like", flash_like)
     ALL_MASK_ATTENTION_FUNCTIONS.register("flash_like", flash_attention_mask)
-    models = []
+    configs = []
 
-    def use(host):
-        model = model_for(host)
-        models.append(model.model.language_model.config)
-        models[-1]._attn_implementation = "flash_like"
-        return model
+    def use(model, kernel):
+        configs.append(model.model.language_model.config)
+        configs[-1]._attn_implementation = kernel
 
     yield use
-    for config in models:
+    for config in configs:
         config._attn_implementation = "sdpa"
 
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("key", ["fastv", "visionzip"])
-def test_kernels_that_take_only_2d_masks(key, host, flash_kernel):
+def test_kernels_that_take_only_2d_masks(key, host, use_kernel):
     """Padded rows, and rows that only the kit makes shorter; alone, in steps and in chunks."""
     a, b, c = Picture(1), Picture(2), Picture(3, 16, 48)
     total = b.tokens(host) + c.tokens(host) + 5
     uneven = [[2, b, 1, c, 2], [3, a, total - a.tokens(host) - 3]]
     for rows in (MANY, uneven):
         inputs, tokens = prompt(host, rows), torch.arange(2, 2 + 4 * len(rows)).view(-1, 4)
-        results = []
-        for model in (model_for(host), flash_kernel(host)):
+        model, results = model_for(host), []
+        for kernel in ("sdpa", "flash_like"):
+            use_kernel(model, kernel)
             with make(key).on(model):
                 results.append(steps_by_hand(model, inputs, tokens, [1, 3])[0])
                 if rows == uneven:
                     results.append(steps_by_hand(model, inputs, tokens, [1, 3], False)[0])
-            model.model.language_model.config._attn_implementation = "sdpa"
         for other in results[1:]:
             torch.testing.assert_close(other, results[0], **CLOSE)

@@ -64,7 +64,8 @@ class Method(ABC):
                 needed only for inputs without values (meta tensors).
 
         Returns:
-            A context manager that gives the trace. After it the model is as before.
+            A context manager that gives the trace. After it the model is as before. A cache that
+            was filled inside the block goes on only inside a block of the same method.
 
         Raises:
             UnsupportedError: for a model family that no host knows, or a missing ability.
