@@ -130,7 +130,10 @@ class _Subset:
         return mask.gather(3, index).masked_fill(hide[:, None, None], forbidden)
 
     def visible(self, queries: int, new: int, flash: bool) -> Tensor:
-        """A mask for `queries` last tokens, where the model itself made none (no padding then)."""
+        """A mask for `queries` last tokens, where the model itself made none (no padding then).
+
+        As in `mask`, a padding query may see itself. Flash attention takes the keys' mask only.
+        """
         keys = torch.cat([self.own_mask, self.columns.new_ones(len(self.columns), new)], 1)
         if flash:
             return keys

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tiny_hosts import HOSTS, MANY, PATCHES, K, Picture, model_for, pictures_of, prompt
+from tiny_hosts import HOSTS, MANY, ONE, PATCHES, K, Picture, model_for, pictures_of, prompt
 
 from frugalvlm.methods import EncoderReducer, LayerReducer
 from frugalvlm.views import EncoderView, Kept, LayerView, Reduced, UnsupportedError
@@ -129,9 +129,10 @@ def test_raw_keys_are_the_key_projection(host):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("k", [1, 3])
-def test_decoder_attention_is_that_of_the_eager_map(host, attention, side, k):
+@pytest.mark.parametrize("rows", [ONE, MANY], ids=["one", "many"])
+def test_decoder_attention_is_that_of_the_eager_map(host, attention, side, k, rows):
     """Padded rows, several pictures in a prompt, none in another; chosen rows of each prompt."""
-    inputs = prompt(host, MANY, side, torch.float32)
+    inputs = prompt(host, rows, side, torch.float32)
     length = inputs["input_ids"].shape[1]
     inputs["position_ids"] = (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
     real = inputs["attention_mask"].bool()
@@ -148,7 +149,7 @@ def test_decoder_attention_is_that_of_the_eager_map(host, attention, side, k):
         out = eager(**inputs, output_attentions=True, output_hidden_states=True)
     maps, hidden = out.attentions[k - 1], out.hidden_states[k]
     image = 0
-    for row, parts in enumerate(MANY):
+    for row, parts in enumerate(rows):
         at = (
             (inputs["input_ids"][row] == 60)
             .nonzero()[:, 0]
