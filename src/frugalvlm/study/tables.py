@@ -114,7 +114,7 @@ def accuracy_table(
             *(["failed"] if failures else []),
         ),
         blocks=blocks,
-        caption=(*setting_lines(facts), *_ACCURACY_CAPTION, *_notes(layout)),
+        caption=(*setting_lines(facts), *_ACCURACY_CAPTION, *_sources(frame), *_notes(layout)),
         data=frame,
         facts=facts,
     )
@@ -260,12 +260,18 @@ def _mean_cell(d: Mapping[str, Any]) -> Cell:
 
 
 def _paper_text(d: Mapping[str, Any]) -> str:
-    """Retention and printed number of the paper, with its source."""
+    """Retention and printed number of the paper; the caption names the source."""
     if d["paper_score"] is None:
         return NONE_PRINTED
     share = "" if d["paper_retention"] is None else f"{d['paper_retention']:.1f} % "
     doubt = "" if d["paper_verified"] else ", not verified"
-    return f"{share}({d['paper_score']:g}, {d['paper_source']}{doubt})"
+    return f"{share}({d['paper_score']:g}{doubt})"
+
+
+def _sources(frame: pd.DataFrame) -> tuple[str, ...]:
+    """Where the paper's numbers in the cells were printed."""
+    found = frame.loc[frame["paper_score"].notna(), "paper_source"].dropna().unique()
+    return (f"The paper's numbers (in brackets): {'; '.join(found)}.",) if len(found) else ()
 
 
 def _notes(layout: papers.Table) -> tuple[str, ...]:

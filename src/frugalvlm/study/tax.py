@@ -46,9 +46,8 @@ def native_prefill(model: PreTrainedModel, inputs: dict, method: Method, kept: i
     text = decoder.embed_tokens(inputs["input_ids"])
     before, after = text[:, :TEXT_BEFORE], text[:, -TEXT_AFTER:]
     sequence = torch.cat([before, image.to(text.dtype), after], 1)
-    if not cut[0]:
-        hidden = decoder(inputs_embeds=sequence, use_cache=True).last_hidden_state
-        return model.lm_head(hidden[:, -1:])
+    if not cut[0]:  # through the model's own front, so that both runs pay for it
+        return model(inputs_embeds=sequence, use_cache=True, logits_to_keep=1)
     # Layers before the cut run as in the model; behind it the sequence is sliced.
     return model.lm_head(_two_lengths(decoder, sequence, cut[0], kept)[:, -1:])
 
