@@ -85,6 +85,7 @@ def test_execution_gives_a_notebook_and_a_page(tmp_path):
     assert "n is 42" in page.read_text()
     assert "n is 42" in str(nbformat.read(tmp_path / "out" / "small.ipynb", as_version=4))
     assert not list((tmp_path / "out").glob("*.failed*"))
+    assert str(tmp_path) not in (tmp_path / "out" / "small.ipynb").read_text()
 
 
 def test_unknown_parameters_are_refused_before_anything_runs(tmp_path):

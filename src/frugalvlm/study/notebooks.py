@@ -90,6 +90,10 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
             f"Cell {error.exec_count} of {source.name} failed with {error.ename}: {error.evalue} "
             f"(see {running})."
         ) from error
+    executed = nbformat.read(running, as_version=4)
+    # Where this machine keeps its files is nobody's business and would differ in every copy.
+    executed.metadata.papermill.update(input_path=source.name, output_path=target.name)
+    nbformat.write(executed, running)
     page, _ = HTMLExporter(template_name="lab").from_filename(str(running))
     html = target.with_suffix(".html")
     temporary = html.with_suffix(".html.tmp")
