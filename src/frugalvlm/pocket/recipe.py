@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -337,11 +337,3 @@ def read_log(folder: Path) -> Iterator[dict]:
         entry = json.loads(line)
         entries[entry["stage"], entry["step"]] = entry
     yield from entries.values()
-
-
-def shortened(name: str, factor: float) -> tuple[Stage, ...]:
-    """The recipe of a model with every stage cut to a share of its steps."""
-    return tuple(
-        replace(s, steps=max(1, int(s.steps * factor)), curriculum=int(s.curriculum * factor))
-        for s in STAGES[name]
-    )

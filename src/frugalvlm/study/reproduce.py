@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -280,11 +280,3 @@ class _Bars:
 
     def advance(self, steps: int) -> None:
         self.bar.advance(self.task, steps)
-
-
-def summary(made: list[records.Record]) -> Mapping[str, int]:
-    """How many records of each kind."""
-    counts: dict[str, int] = {}
-    for record in made:
-        counts[record["kind"]] = counts.get(record["kind"], 0) + 1
-    return counts
