@@ -1,8 +1,9 @@
 """The embedded models: what they are made of, and how to build one that is not trained yet.
 
-They are ordinary Transformers models (`LlavaForConditionalGeneration` with a CLIP vision tower
-and a Llama decoder) of a size that a laptop trains in about an hour. A processor with the kit's own
-small tokenizer belongs to each.
+They are ordinary Transformers models (a CLIP vision tower and a Llama decoder in
+`LlavaForConditionalGeneration` or, for larger pictures, `LlavaNextForConditionalGeneration`) of a
+size that a laptop trains in about an hour. A processor with the kit's own small tokenizer belongs
+to each.
 """
 
 from __future__ import annotations
@@ -16,8 +17,14 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaNextConfig,
+    LlavaNextForConditionalGeneration,
+    LlavaNextImageProcessorPil,
+    LlavaNextProcessor,
     LlavaProcessor,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
+    ProcessorMixin,
 )
 
 from frugalvlm.pocket.scenes import COLORS, DIGITS, IMAGE_SIZE, SHAPES
@@ -25,7 +32,8 @@ from frugalvlm.pocket.scenes import COLORS, DIGITS, IMAGE_SIZE, SHAPES
 PATCH_SIZE = 8  # pixels; 96 / 8 = 12, so 144 visual tokens
 VISUAL_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 
-IMAGE_TOKEN, PAD, BOS, EOS, UNK = "<image>", "<pad>", "<s>", "</s>", "<unk>"
+IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
+PAD, BOS, EOS, UNK = "<pad>", "<s>", "</s>", "<unk>"
 
 # LLaVA-1.5's frame of a turn, without the system sentence.
 CHAT_TEMPLATE = (
@@ -49,7 +57,9 @@ WORDS = (
     "choices", "directly", "describe", "digits", "digit", "shapes", "shape", "object", "objects",
     "same", "more", "than", "fewer", "b", "c", "d", "using", "single", "word", "phrase", "video",
     "first", "last", "before", "after", "moves", "up", "down", "it", "does", "circles", "squares",
-    "triangles", "crosses", "to", "plate", "shown", "this", "that", "s",
+    "triangles", "crosses", "to", "plate", "shown", "this", "that", "s", "move", "way", "stays",
+    "still", "frame", "frames", "appears", "comes", "then", "new", "next", "end", "start", "big",
+    "small", "print", "read", "see", "can", "you", "its", "one", "two", "every",
 )  # fmt: skip
 
 
@@ -65,12 +75,21 @@ class PocketSpec:
     decoder_layers: int
     decoder_heads: int
     decoder_ff: int
+    tiles: int = 1  # 1: the picture as it is; 2: also 2 x 2 tiles of a picture twice as wide
+    parent: str | None = None  # the model whose weights training starts from
+
+    @property
+    def side(self) -> int:
+        """Pixels of the pictures that the model is made for."""
+        return IMAGE_SIZE * self.tiles
 
 
 SPECS: dict[str, PocketSpec] = {
     spec.name: spec
     for spec in (
-        PocketSpec("pocket-llava-base", 128, 6, 4, 160, 8, 5, 432),
+        PocketSpec("pocket-llava-base", 128, 6, 4, 160, 12, 5, 432),
+        PocketSpec("pocket-llava-small", 96, 4, 3, 96, 6, 3, 256),
+        PocketSpec("pocket-llava-hd", 128, 6, 4, 160, 12, 5, 432, 2, "pocket-llava-base"),
         PocketSpec("pocket-llava-tiny", 64, 3, 2, 64, 8, 2, 128),  # for tests and teaching
     )
 }
@@ -88,9 +107,11 @@ def spec(name: str) -> PocketSpec:
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A word-level tokenizer of about 110 entries; numbers are split into digits."""
+    """A word-level tokenizer of about 150 entries; numbers are split into digits."""
     pieces = [*WORDS, *SHAPES, *COLORS, *DIGITS, *[f"##{d}" for d in DIGITS], *"?.,:"]
-    vocabulary = {w: i for i, w in enumerate([PAD, UNK, BOS, EOS, IMAGE_TOKEN, *pieces])}
+    vocabulary = {
+        w: i for i, w in enumerate([PAD, UNK, BOS, EOS, IMAGE_TOKEN, VIDEO_TOKEN, *pieces])
+    }
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=UNK))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -104,34 +125,42 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         unk_token=UNK,
         bos_token=BOS,
         eos_token=EOS,
-        additional_special_tokens=[IMAGE_TOKEN],
+        additional_special_tokens=[IMAGE_TOKEN, VIDEO_TOKEN],
         padding_side="left",
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )
 
 
-def build_processor() -> LlavaProcessor:
-    """The processor of the 96x96 models: pixels to [-1, 1], `<image>` to 144 placeholders."""
-    image_processor = CLIPImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
-        do_center_crop=False,
-        image_mean=[0.5] * 3,
-        image_std=[0.5] * 3,
-    )
-    return LlavaProcessor(
-        image_processor=image_processor,
-        tokenizer=build_tokenizer(),
-        patch_size=PATCH_SIZE,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE,
-        image_token=IMAGE_TOKEN,
-    )
+def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
+    """The processor of a pocket model: pixels to [-1, 1], `<image>` to as many placeholders.
+
+    Args:
+        name: the model; models of the same tiling share a processor.
+    """
+    tiles = spec(name).tiles
+    pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
+    text = {
+        "tokenizer": build_tokenizer(),
+        "patch_size": PATCH_SIZE,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+        "chat_template": CHAT_TEMPLATE,
+        "image_token": IMAGE_TOKEN,
+    }
+    if tiles > 1:
+        pinpoints = [[IMAGE_SIZE * tiles] * 2]
+        tiled = LlavaNextImageProcessorPil(
+            size={"shortest_edge": IMAGE_SIZE}, crop_size=square, image_grid_pinpoints=pinpoints,
+            **pixels,
+        )  # fmt: skip
+        return LlavaNextProcessor(image_processor=tiled, **text)
+    plain = CLIPImageProcessorPil(size=square, crop_size=square, do_center_crop=False, **pixels)
+    return LlavaProcessor(image_processor=plain, **text)
 
 
-def build_config(name: str) -> LlavaConfig:
+def build_config(name: str) -> LlavaConfig | LlavaNextConfig:
     """The Transformers configuration of a pocket model."""
     s, tokenizer = spec(name), build_tokenizer()
     vision = CLIPVisionConfig(
@@ -156,20 +185,26 @@ def build_config(name: str) -> LlavaConfig:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        image_seq_length=VISUAL_TOKENS,
-        vision_feature_layer=-2,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    shared = {
+        "vision_config": vision,
+        "text_config": text,
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        "image_seq_length": VISUAL_TOKENS,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    if s.tiles > 1:
+        return LlavaNextConfig(image_grid_pinpoints=[[s.side, s.side]], **shared)
+    return LlavaConfig(**shared)
 
 
-def build_model(name: str) -> LlavaForConditionalGeneration:
+def build_model(name: str) -> PreTrainedModel:
     """A pocket model with fresh random weights (seed with `torch.manual_seed`)."""
-    return LlavaForConditionalGeneration(build_config(name))
+    config = build_config(name)
+    if isinstance(config, LlavaNextConfig):
+        return LlavaNextForConditionalGeneration(config)
+    return LlavaForConditionalGeneration(config)

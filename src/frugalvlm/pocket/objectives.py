@@ -1,23 +1,45 @@
 """What the stages of training minimise.
 
-Each objective turns scenes into one scalar loss. The tower learns from dense labels (what covers
-each patch) beside a contrastive or multi-label signal for its [CLS] token; the decoder learns from
-many questions about each image, packed behind one copy of the image.
+Each objective turns scenes into one scalar loss and a few figures for the log:
+
+- `LanguageObjective`: the decoder learns to answer from symbolic pictures, as a language model is
+  pretrained before it sees anything;
+- `TowerObjective`: the vision tower learns from captions (CLIP) and from what covers each patch;
+- `AlignObjective`: the projector learns to speak the decoder's language, decoder and tower frozen;
+- `InstructObjective`: projector and decoder learn to answer questions about pictures.
+
+The modules that only training needs are held by `Scaffold`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
+from PIL.Image import Resampling
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import LlavaForConditionalGeneration
+from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalvlm.pocket.models import PATCH_SIZE
-from frugalvlm.pocket.scenes import COLORS, DIGITS, IMAGE_SIZE, KINDS, PLATE_DIGIT_WIDTH, Scene
+from frugalvlm.pocket.models import IMAGE_TOKEN, PATCH_SIZE, VISUAL_TOKENS
+from frugalvlm.pocket.packing import Asked, answer_loss
+from frugalvlm.pocket.questions import caption, training_questions
+from frugalvlm.pocket.scenes import (
+    COLORS,
+    DIGITS,
+    GRID,
+    IMAGE_SIZE,
+    KINDS,
+    PLACES,
+    PLATE_DIGIT_WIDTH,
+    PLATE_MARGIN,
+    Scene,
+    draw,
+)
 
 _SIDE = IMAGE_SIZE // PATCH_SIZE
 _COLOR_INDEX = {color: i for i, color in enumerate(COLORS)}
@@ -26,6 +48,9 @@ _GROUND = len(KINDS)  # label of a patch that nothing covers
 _PLATE = len(COLORS)  # "colour" of a plate's dark digits
 _NO_COLOR = len(COLORS) + 1
 _SCENE_LABELS = len(KINDS) * len(COLORS) + len(DIGITS)
+MAX_OFFSET = 128  # positions; how far a question may stand from its picture in training
+
+Log = dict[str, Tensor]
 
 
 def pixel_values(images: Sequence[np.ndarray]) -> Float[Tensor, "batch 3 height width"]:
@@ -47,13 +72,19 @@ def patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         color[np.ix_(rows, cols)] = color_label
 
     if scene.plate is not None:
+        height = scene.plate.size[1]
         for i, digit in enumerate(scene.plate.number):
-            left = scene.plate.x + 3 + i * PLATE_DIGIT_WIDTH
-            height = PLATE_DIGIT_WIDTH + 6
+            left = scene.plate.x + PLATE_MARGIN + i * PLATE_DIGIT_WIDTH
             fill(left, scene.plate.y, PLATE_DIGIT_WIDTH, height, _KIND_INDEX[digit], _PLATE)
     for t in scene.things:
         fill(t.x, t.y, t.size, t.size, _KIND_INDEX[t.kind], _COLOR_INDEX[t.color])
     return kind.ravel(), color.ravel()
+
+
+def _stacked_labels(scenes: Sequence[Scene], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Kinds and colours of all patches of all scenes, two tensors [batch, 144]."""
+    kinds, colors = zip(*(patch_labels(s) for s in scenes), strict=True)
+    return tuple(torch.from_numpy(np.stack(x)).to(device) for x in (kinds, colors))  # type: ignore[return-value]
 
 
 def scene_labels(scene: Scene) -> np.ndarray:
@@ -67,154 +98,305 @@ def scene_labels(scene: Scene) -> np.ndarray:
     return present
 
 
-class TowerObjective(nn.Module):
-    """Dense labels on the features that LLaVA uses, scene labels on the last [CLS].
+def visual_features(
+    model: PreTrainedModel, scenes: Sequence[Scene]
+) -> Float[Tensor, "batch visual channels"]:
+    """Visual tokens as the decoder takes them; gradients reach the projector, not the tower."""
+    pixels = pixel_values([draw(s) for s in scenes]).to(model.get_input_embeddings().weight.device)
+    side = scenes[0].side
+    if side == IMAGE_SIZE:
+        return torch.stack(list(model.get_image_features(pixels).pooler_output))
+    # LLaVA-NeXT: the whole picture, shrunk as PIL does, and its tiles row by row.
+    n = side // IMAGE_SIZE
+    square = (IMAGE_SIZE, IMAGE_SIZE)
+    small = [np.asarray(s.image().resize(square, Resampling.BICUBIC)) for s in scenes]
+    tiles = rearrange(pixels, "b c (n h) (m w) -> b (n m) c h w", n=n, m=n)
+    crops = torch.cat([pixel_values(small).to(pixels)[:, None], tiles], 1)
+    sizes = torch.full((len(scenes), 2), side)
+    return torch.stack(list(model.get_image_features(crops, sizes).pooler_output))
 
-    The heads exist during this stage only.
+
+class Encoder:
+    """Questions and answers as tokens, as the processor would give them for a whole prompt.
+
+    Attributes:
+        head: tokens in front of the picture.
+        tail: tokens between the picture and the question.
     """
 
-    def __init__(self, tower: nn.Module, width: int) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        opening = tokenizer("USER: " + IMAGE_TOKEN + "\n").input_ids
+        at = opening.index(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))
+        self.head, self.tail = opening[:at], opening[at + 1 :]
+        self.cache: dict[tuple[str, str], Asked] = {}
+
+    def __call__(self, question: str, answer: str) -> Asked:
+        """Tokens of the question with its cue, and of the answer with the end of sequence."""
+        key = (question, answer)
+        if key not in self.cache:
+            if len(self.cache) > 200_000:  # descriptions are all different
+                self.cache.clear()
+            ask = self.tokenizer(f"{question} ASSISTANT:", add_special_tokens=False).input_ids
+            say = self.tokenizer(answer, add_special_tokens=False).input_ids
+            self.cache[key] = (ask, [*say, self.tokenizer.eos_token_id])
+        return self.cache[key]
+
+
+class VisualWords(nn.Module):
+    """A symbolic picture: each patch as the sum of the decoder's own words for what it shows.
+
+    A patch of a red circle at the top left is embedded as red + circle + top + left, with a learned
+    code for its row and column. It is what a perfect tower and projector would say.
+    """
+
+    kinds: Tensor
+    colors: Tensor
+    places: Tensor
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int) -> None:
         super().__init__()
-        self.tower = tower
+        self.row = nn.Embedding(_SIDE, width)
+        self.col = nn.Embedding(_SIDE, width)
+        for table in (self.row, self.col):
+            nn.init.normal_(table.weight, std=0.02)
+        size = len(tokenizer)
+
+        def bag(phrases: Sequence[str]) -> Tensor:
+            counts = torch.zeros(len(phrases), size)
+            for i, phrase in enumerate(phrases):
+                for token in tokenizer(phrase, add_special_tokens=False).input_ids:
+                    counts[i, token] += 1
+            return counts
+
+        places = bag(PLACES).unflatten(0, (GRID, GRID))
+        per_cell = _SIDE // GRID
+        places = places.repeat_interleave(per_cell, 0).repeat_interleave(per_cell, 1)
+        self.register_buffer("kinds", bag([*KINDS, "nothing"]), persistent=False)
+        self.register_buffer("colors", bag([*COLORS, "plate", ""]), persistent=False)
+        self.register_buffer("places", places.flatten(0, 1), persistent=False)
+
+    def forward(
+        self,
+        words: Float[Tensor, "vocabulary channels"],
+        kinds: Int[Tensor, "batch 144"],
+        colors: Int[Tensor, "batch 144"],
+    ) -> Float[Tensor, "batch 144 channels"]:
+        """Embed patches, given the decoder's word embeddings and the labels of the patches."""
+        code = self.row.weight[:, None] + self.col.weight[None]
+        place = self.places @ words + code.flatten(0, 1)
+        return (self.kinds @ words)[kinds] + (self.colors @ words)[colors] + place
+
+
+class CaptionEncoder(nn.Module):
+    """The text half of CLIP: a small transformer over scene captions."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, width: int, channels: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.text = CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                max_position_embeddings=96,
+                pad_token_id=tokenizer.pad_token_id,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        )
+        self.text_projection = nn.Linear(width, channels, bias=False)
+        self.image_projection = nn.Linear(channels, channels, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor(np.log(10.0), dtype=torch.float32))
+        self.shift = nn.Parameter(torch.tensor(-5.0))  # SigLIP's bias
+
+    def forward(
+        self, pooled: Float[Tensor, "batch channels"], captions: Sequence[str], sigmoid: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Contrastive loss of pictures and their captions, and how often the right one wins.
+
+        Args:
+            pooled: the tower's summary of each picture.
+            captions: one per picture.
+            sigmoid: SigLIP's pairwise loss instead of CLIP's softmax.
+        """
+        eos = self.tokenizer.eos_token
+        inputs = self.tokenizer(
+            [c + eos for c in captions], padding=True, padding_side="right", return_tensors="pt"
+        ).to(pooled.device)
+        text = self.text(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
+        text = F.normalize(self.text_projection(text.pooler_output).float(), dim=-1)
+        image = F.normalize(self.image_projection(pooled).float(), dim=-1)
+        logits = image @ text.T * self.log_scale.clamp(max=4.6).exp()
+        own = torch.arange(len(captions), device=pooled.device)
+        if sigmoid:
+            sign = 2 * torch.eye(len(captions), device=pooled.device) - 1
+            loss = -F.logsigmoid(sign * (logits + self.shift)).sum() / len(captions)
+        else:
+            loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return loss, (logits.argmax(1) == own).float().mean()
+
+
+class TowerHeads(nn.Module):
+    """Linear heads that read labels off the tower's states."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
         self.kind = nn.Linear(width, len(KINDS) + 1)
         self.color = nn.Linear(width, len(COLORS) + 2)
         self.position = nn.Linear(width, _SIDE * 2)
         self.scene = nn.Linear(width, _SCENE_LABELS)
 
-    def forward(
-        self, pixels: Float[Tensor, "batch 3 height width"], scenes: Sequence[Scene]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss, and the accuracy on patches that something covers."""
-        device = pixels.device
-        labels = [patch_labels(s) for s in scenes]
-        kinds = torch.from_numpy(np.stack([k for k, _ in labels])).to(device)
-        colors = torch.from_numpy(np.stack([c for _, c in labels])).to(device)
-        present = torch.from_numpy(np.stack([scene_labels(s) for s in scenes])).to(device)
 
-        out = self.tower(pixel_values=pixels, output_hidden_states=True)
-        patches = out.hidden_states[-2][:, 1:]
-        kind_logits, color_logits = self.kind(patches), self.color(patches)
-        row = torch.arange(_SIDE, device=device).repeat_interleave(_SIDE)
-        col = torch.arange(_SIDE, device=device).repeat(_SIDE)
-        row_logits, col_logits = self.position(patches).float().chunk(2, dim=-1)
-        place = sum(
-            F.cross_entropy(logits.flatten(0, 1), target.repeat(len(scenes)))
-            for logits, target in ((row_logits, row), (col_logits, col))
-        )
+class Scaffold(nn.Module):
+    """Modules that exist during training only and are taken down afterwards."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__()
+        tower = model.config.vision_config.hidden_size
+        self.words = VisualWords(tokenizer, model.config.get_text_config().hidden_size)
+        self.captions = CaptionEncoder(tokenizer, 128, tower)
+        self.heads = TowerHeads(tower)
+
+
+Objective = Callable[[Sequence[Scene], np.random.Generator], tuple[Tensor, Log]]
+
+
+class TowerObjective:
+    """CLIP's contrast between captions, and labels for every patch and for the whole picture."""
+
+    def __init__(self, model: PreTrainedModel, scaffold: Scaffold) -> None:
+        self.model, self.scaffold = model, scaffold
+
+    def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
+        """The loss, and accuracies on the patches that something covers."""
+        heads = self.scaffold.heads
+        device = heads.kind.weight.device
+        kinds, colors = _stacked_labels(scenes, device)
+        present = torch.from_numpy(np.stack([scene_labels(s) for s in scenes])).to(device)
+        tower = self.model.model.vision_tower
+        pixels = pixel_values([draw(s) for s in scenes]).to(device)
+        out = tower(pixel_values=pixels, output_hidden_states=True)
+        patches = out.hidden_states[self.model.config.vision_feature_layer][:, -VISUAL_TOKENS:]
+
+        kind_logits, color_logits = heads.kind(patches).float(), heads.color(patches).float()
+        row = torch.arange(_SIDE, device=device).repeat_interleave(_SIDE).repeat(len(scenes))
+        col = torch.arange(_SIDE, device=device).repeat(_SIDE).repeat(len(scenes))
+        row_logits, col_logits = heads.position(patches).float().flatten(0, 1).chunk(2, dim=-1)
+        place = F.cross_entropy(row_logits, row) + F.cross_entropy(col_logits, col)
         # Most patches are ground: weigh covered ones up so that they decide the loss.
         covered = kinds != _GROUND
-        weight = torch.where(covered, 1.0, 0.15)
-        dense = (
-            F.cross_entropy(kind_logits.float().flatten(0, 1), kinds.flatten(), reduction="none")
-            + F.cross_entropy(
-                color_logits.float().flatten(0, 1), colors.flatten(), reduction="none"
-            )
-        ) * weight.flatten()
-        scene_logits = self.scene(out.pooler_output).float()
-        scene_loss = F.binary_cross_entropy_with_logits(
+        weight = torch.where(covered, 1.0, 0.15).flatten()
+        dense = sum(
+            F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+            for logits, labels in ((kind_logits, kinds), (color_logits, colors))
+        )
+        scene_logits = heads.scene(out.pooler_output).float()
+        scene = F.binary_cross_entropy_with_logits(
             scene_logits, present, pos_weight=torch.tensor(8.0, device=device)
         )
-        loss = dense.sum() / weight.sum() + 0.1 * place + 2.0 * scene_loss
+        captions = [caption(s).answer for s in scenes]
+        sigmoid = self.model.config.vision_config.model_type.startswith("siglip")
+        contrast, retrieved = self.scaffold.captions(out.pooler_output, captions, sigmoid)
+        loss = (dense * weight).sum() / weight.sum() + 0.1 * place + 2.0 * scene + 0.2 * contrast
         with torch.no_grad():
             log = {
                 "kind": (kind_logits.argmax(-1) == kinds)[covered].float().mean(),
                 "color": (color_logits.argmax(-1) == colors)[covered].float().mean(),
-                "scene": (
-                    ((scene_logits > 0) & (present > 0)).sum()
-                    / ((scene_logits > 0) | (present > 0)).sum().clamp(min=1)
-                ).float(),
+                "caption": retrieved,
             }
         return loss, log
 
 
-def _block_mask(
-    prefix: int, lengths: Int[Tensor, "batch questions"], total: int
-) -> tuple[Tensor, Tensor]:
-    """Who may attend to whom, and at which position, when questions are packed.
+class _Asking(ABC):
+    """Common to the objectives that ask questions."""
 
-    Every question sees the prefix (the image) and itself, as if it were alone.
+    def __init__(
+        self, model: PreTrainedModel, scaffold: Scaffold, tokenizer: PreTrainedTokenizerBase,
+        questions: int,
+    ) -> None:  # fmt: skip
+        self.model, self.scaffold, self.questions = model, scaffold, questions
+        self.encode = Encoder(tokenizer)
 
-    Returns:
-        allowed: bool [batch, 1, total, total].
-        positions: [batch, total]; each question restarts behind the prefix.
+    @abstractmethod
+    def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
+        """The loss of a step, and figures for the log."""
+
+    def _loss(
+        self, features: Tensor, packs: list[list[Asked]], rng: np.random.Generator
+    ) -> tuple[Tensor, Log]:
+        # Half of the questions stand at a distance, as in a later turn of a conversation.
+        shape = (len(packs), max(map(len, packs)))
+        offsets = torch.from_numpy(rng.integers(0, MAX_OFFSET, shape) * (rng.random(shape) < 0.5))
+        return answer_loss(self.model, features, self.encode.head, self.encode.tail, packs, offsets)
+
+    def _packs(self, scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[Asked]]:
+        return [
+            [self.encode(q.text, q.answer) for q in training_questions(s, rng, self.questions)]
+            for s in scenes
+        ]
+
+
+class LanguageObjective(_Asking):
+    """Questions about symbolic pictures of varying length; no pixels.
+
+    A step shows all that covers something, and as much empty ground as makes up a random number
+    of visual tokens, numbered without gaps. The decoder so meets prompts of any length, as one
+    pretrained on text has.
     """
-    batch = lengths.shape[0]
-    ends = prefix + lengths.cumsum(1)
-    slot = torch.arange(total)
-    # Question number of every slot: 0 for the prefix, 1.. for questions.
-    block = (slot[None, :, None] >= ends[:, None, :]).sum(-1) + 1
-    block[:, :prefix] = 0
-    starts = torch.cat([torch.full((batch, 1), prefix), ends], 1)
-    positions = slot[None] - starts.gather(1, (block - 1).clamp(0, starts.shape[1] - 1)) + prefix
-    positions[:, :prefix] = slot[:prefix]
-    causal = slot[:, None] >= slot[None, :]
-    same = block[:, :, None] == block[:, None, :]
-    allowed = causal & (same | (block[:, None, :] == 0))
-    return allowed[:, None], positions.clamp(min=0)
+
+    def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
+        """Loss of the answers."""
+        words = self.model.get_input_embeddings().weight
+        kinds, colors = _stacked_labels(scenes, words.device)
+        covered = (kinds != _GROUND).cpu()
+        number = int(rng.integers(int(covered.sum(1).max()), VISUAL_TOKENS + 1))
+        order = torch.from_numpy(rng.random(tuple(covered.shape))) - covered.double()
+        kept = order.argsort(1)[:, :number].sort(1).values.to(words.device)
+        features = self.scaffold.words(words, kinds, colors)
+        features = features.gather(1, kept[..., None].expand(-1, -1, features.shape[-1]))
+        return self._loss(features, self._packs(scenes, rng), rng)
 
 
-def packed_question_loss(
-    model: LlavaForConditionalGeneration,
-    pixels: Float[Tensor, "batch 3 height width"],
-    prefix_ids: Sequence[int],
-    questions: Sequence[Sequence[tuple[list[int], list[int]]]],
-    train_tower: bool,
-    per_question: bool = False,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Cross-entropy of every answer, all questions of an image sharing one copy of the image.
+class AlignObjective(_Asking):
+    """Captions, and the decoder's own words for every patch, from the projector's output."""
 
-    The result equals that of separate prompts (a test compares them); the image is paid for once.
+    def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
+        """Loss of the captions plus the distance from the symbolic picture."""
+        words = self.model.get_input_embeddings().weight
+        features = visual_features(self.model, scenes)
+        with torch.no_grad():
+            wanted = self.scaffold.words(words, *_stacked_labels(scenes, words.device)).float()
+        # In units of the symbolic picture's own spread; covered patches count as much as ground.
+        covered = _stacked_labels(scenes, words.device)[0] != _GROUND
+        distance = (features.float() - wanted).pow(2).mean(-1) / wanted.var()
+        match = 0.5 * (distance[covered].mean() + distance[~covered].mean())
+        packs = [[self.encode(q.text, q.answer)] for q in map(caption, scenes)]
+        captions, log = self._loss(features, packs, rng)
+        return match + 0.2 * captions, {"match": match, **log}
 
-    Args:
-        model: the model in training.
-        pixels: pictures.
-        prefix_ids: the tokens before the question, `<image>` placeholders expanded.
-        questions: per picture, pairs of question tokens and answer tokens (with end of sequence).
-        train_tower: whether gradients flow into the vision tower.
-        per_question: every question counts the same, however long its answer; otherwise every
-            answer token does, which lets descriptions drown one-word answers.
+
+class InstructObjective(_Asking):
+    """Many questions about each picture; now and then a symbolic one.
+
+    LLaVA's instruction data hold conversations without a picture too; they keep up what the
+    language model knew.
     """
-    device = pixels.device
-    prefix = len(prefix_ids)
-    lengths = torch.zeros(len(questions), max(map(len, questions)), dtype=torch.long)
-    rows: list[list[int]] = []
-    targets: list[list[int]] = []
-    weights: list[float] = []  # of every answer token, in order
-    for b, items in enumerate(questions):
-        ids, target = list(prefix_ids), [-100] * prefix
-        for q, (ask, answer) in enumerate(items):
-            ids += ask + answer
-            # The token before an answer token predicts it.
-            target += [-100] * (len(ask) - 1) + answer + [-100]
-            lengths[b, q] = len(ask) + len(answer)
-            weights += [1 / len(answer) if per_question else 1.0] * len(answer)
-        rows.append(ids)
-        targets.append(target)
-    total = max(map(len, rows))
-    pad = model.config.text_config.pad_token_id
-    input_ids = torch.tensor([r + [pad] * (total - len(r)) for r in rows], device=device)
-    target_ids = torch.tensor([t + [-100] * (total - len(t)) for t in targets], device=device)
-    allowed, positions = _block_mask(prefix, lengths, total)
 
-    inner = model.model
-    with torch.set_grad_enabled(train_tower and torch.is_grad_enabled()):
-        states = inner.vision_tower(pixel_values=pixels, output_hidden_states=True)
-        selected = states.hidden_states[model.config.vision_feature_layer][:, 1:]
-    features = inner.multi_modal_projector(selected)
-    embeds = inner.get_input_embeddings()(input_ids)
-    is_image = (input_ids == model.config.image_token_id).unsqueeze(-1)
-    embeds = embeds.masked_scatter(is_image, features.to(embeds.dtype))
-    hidden = inner.language_model(
-        inputs_embeds=embeds,
-        attention_mask=allowed.to(device),
-        position_ids=positions.to(device),
-        use_cache=False,
-    ).last_hidden_state
-    asked = target_ids != -100
-    logits = model.lm_head(hidden[asked]).float()
-    weight = torch.tensor(weights, device=device)
-    losses = F.cross_entropy(logits, target_ids[asked], reduction="none")
-    loss = (losses * weight).sum() / weight.sum()
-    with torch.no_grad():
-        token_accuracy = (logits.argmax(-1) == target_ids[asked]).float().mean()
-    return loss, {"token_accuracy": token_accuracy}
+    text_share = 0.2
+
+    def __init__(
+        self, model: PreTrainedModel, scaffold: Scaffold, tokenizer: PreTrainedTokenizerBase,
+        questions: int,
+    ) -> None:  # fmt: skip
+        super().__init__(model, scaffold, tokenizer, questions)
+        self.language = LanguageObjective(model, scaffold, tokenizer, questions)
+
+    def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
+        """Loss of the answers."""
+        if rng.random() < self.text_share:
+            return self.language(scenes, rng)
+        features = visual_features(self.model, scenes)
+        return self._loss(features, self._packs(scenes, rng), rng)

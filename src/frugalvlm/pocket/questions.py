@@ -294,8 +294,7 @@ def wrong_count(true: int, rng: np.random.Generator) -> int:
 
 
 def _plate_cells(scene: Scene) -> tuple[Cell, ...]:
-    plate = scene.plate
-    return () if plate is None else ((plate.row, plate.col), (plate.row, plate.col + 1))
+    return () if scene.plate is None else scene.plate.cells
 
 
 def read_number(scene: Scene, rng: np.random.Generator) -> Question | None:
@@ -380,7 +379,12 @@ def _choice(
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> Question | None:
-    """Every thing with colour, kind and place, in reading order."""
+    """The caption, as a family of questions."""
+    return caption(scene)
+
+
+def caption(scene: Scene) -> Question:
+    """Every thing with colour, kind and place, in reading order, then the plate's number."""
     parts = [f"{'an' if t.color == 'orange' else 'a'} {t.name} at the {t.place}"
              for t in scene.things]  # fmt: skip
     if scene.plate is not None:

@@ -48,8 +48,10 @@ KIND_WEIGHTS = np.array([0.14, 0.12, 0.10, 0.08] + [0.056] * 10)
 COLOR_WEIGHTS = np.array([0.20, 0.17, 0.15, 0.13, 0.10, 0.10, 0.08, 0.07])
 
 MAX_SLANT = 12.0  # degrees; two standard deviations of the turn given to each digit
-PLATE_DIGIT_WIDTH = 18  # pixels
-PLATE_DIGITS = (2, 3)  # a number plate shows two or three digits
+THING_SIZES = (18, 24)  # pixels, smallest and largest
+PLATE_DIGIT_WIDTH = 16  # pixels
+PLATE_MARGIN = 3  # pixels of light ground around the digits
+PLATE_DIGITS = (3, 5)  # a number plate shows three to five digits
 MAX_THINGS = 5
 
 
@@ -84,11 +86,11 @@ class Thing:
 
 @dataclass(frozen=True)
 class Plate:
-    """A number plate: dark handwriting on a light ground, two cells wide."""
+    """A number plate: dark handwriting on a light ground, two or three cells wide."""
 
     number: str
     row: int
-    col: int  # left one of the two cells
+    col: int  # leftmost of its cells
     x: int
     y: int
     scans: tuple[int, ...]
@@ -96,20 +98,34 @@ class Plate:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return PLATE_DIGIT_WIDTH * len(self.number) + 6, PLATE_DIGIT_WIDTH + 6
+        return _plate_size(len(self.number))
+
+    @property
+    def cells(self) -> tuple[tuple[int, int], ...]:
+        """The cells (row, column) that it lies on, from left to right."""
+        return tuple((self.row, self.col + i) for i in range(_plate_cells(len(self.number))))
+
+
+def _plate_size(digits: int) -> tuple[int, int]:
+    return PLATE_DIGIT_WIDTH * digits + 2 * PLATE_MARGIN, PLATE_DIGIT_WIDTH + 2 * PLATE_MARGIN
+
+
+def _plate_cells(digits: int) -> int:
+    return -(-_plate_size(digits)[0] // CELL)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows. `split` and `seed` identify it; the rest follows from them."""
+    """What a picture shows. `split`, `seed` and `side` identify it; the rest follows from them."""
 
     split: Split
     seed: int
     things: tuple[Thing, ...]
     plate: Plate | None
+    side: int = IMAGE_SIZE  # pixels
 
     def image(self) -> Image.Image:
-        """Draw the scene: an RGB picture of 96x96 pixels."""
+        """Draw the scene: an RGB picture of `side` x `side` pixels."""
         return Image.fromarray(draw(self))
 
     def at(self, row: int, col: int) -> Thing | None:
@@ -167,53 +183,60 @@ def _rng(split: Split, seed: int, use: int) -> np.random.Generator:
     return np.random.default_rng([SPLITS.index(split), seed, use])
 
 
-def make_scene(split: Split, seed: int, max_things: int = MAX_THINGS) -> Scene:
+def make_scene(
+    split: Split, seed: int, max_things: int = MAX_THINGS, side: int = IMAGE_SIZE
+) -> Scene:
     """The scene with this seed: the same for ever, on every machine.
 
     Args:
         split: chooses the handwriting scans; splits share neither scans nor seeds.
         seed: any non-negative integer.
         max_things: at most this many things (1 to 5); a curriculum for training starts low.
+        side: pixels, a multiple of 96. Things and print keep their size in pixels, so that in a
+            larger picture they are small: too small to read once it is shrunk to 96 pixels.
     """
     if not 1 <= max_things <= MAX_THINGS:
         raise ValueError(f"max_things must be 1 to {MAX_THINGS}, got {max_things}.")
+    if side % IMAGE_SIZE:
+        raise ValueError(f"side must be a multiple of {IMAGE_SIZE}, got {side}.")
     rng = _rng(split, seed, 0)
     scans = scan_split()[split]
+    cell = side // GRID
     free = [(r, c) for r in range(GRID) for c in range(GRID)]
 
     plate = None
     if rng.random() < 0.5:
         count = int(rng.integers(PLATE_DIGITS[0], PLATE_DIGITS[1] + 1))
-        row, col = int(rng.integers(GRID)), int(rng.integers(GRID - 1))
+        row, col = int(rng.integers(GRID)), int(rng.integers(GRID - _plate_cells(count) + 1))
         number = "".join(rng.choice(DIGITS, count))
-        width, height = PLATE_DIGIT_WIDTH * count + 6, PLATE_DIGIT_WIDTH + 6
+        width, height = _plate_size(count)
         plate = Plate(
             number, row, col,
-            x=col * CELL + int(rng.integers(2 * CELL - width + 1)),
-            y=row * CELL + int(rng.integers(CELL - height + 1)),
+            x=col * cell + int(rng.integers(_plate_cells(count) * cell - width + 1)),
+            y=row * cell + int(rng.integers(cell - height + 1)),
             scans=tuple(int(rng.choice(scans[d])) for d in number),
         )  # fmt: skip
-        free = [cell for cell in free if cell not in {(row, col), (row, col + 1)}]
+        free = [place for place in free if place not in plate.cells]
 
     things: list[Thing] = []
-    cells = rng.permutation(len(free))[: int(rng.integers(1, max_things + 1))]
-    for row, col in sorted(free[i] for i in cells):
+    chosen = rng.permutation(len(free))[: int(rng.integers(1, max_things + 1))]
+    for row, col in sorted(free[i] for i in chosen):
         # About one thing in four repeats an earlier kind or colour, so counting has work to do.
         repeat = things[int(rng.integers(len(things)))] if things and rng.random() < 0.25 else None
         kind, color = str(rng.choice(KINDS, p=KIND_WEIGHTS)), str(_choose_color(rng))
         if repeat is not None:
             kind, color = (repeat.kind, color) if rng.random() < 0.5 else (kind, repeat.color)
-        size = int(rng.integers(22, 27))
+        size = int(rng.integers(THING_SIZES[0], THING_SIZES[1] + 1))
         things.append(
             Thing(
                 kind, color, row, col,
-                x=col * CELL + int(rng.integers(CELL - size + 1)),
-                y=row * CELL + int(rng.integers(CELL - size + 1)),
+                x=col * cell + int(rng.integers(cell - size + 1)),
+                y=row * cell + int(rng.integers(cell - size + 1)),
                 size=size,
                 scan=int(rng.choice(scans[kind])) if kind in DIGITS else -1,
             )
         )  # fmt: skip
-    return Scene(split, seed, tuple(things), plate)
+    return Scene(split, seed, tuple(things), plate, side)
 
 
 def _choose_color(rng: np.random.Generator) -> str:
@@ -221,9 +244,9 @@ def _choose_color(rng: np.random.Generator) -> str:
 
 
 def draw(scene: Scene) -> np.ndarray:
-    """Draw a scene: uint8 [96, 96, 3]. Deterministic in the scene."""
+    """Draw a scene: uint8 [side, side, 3]. Deterministic in the scene."""
     rng = _rng(scene.split, scene.seed, 1)
-    canvas = _background(rng)
+    canvas = _background(rng, scene.side)
     if scene.plate is not None:
         _draw_plate(canvas, scene.plate, rng)
     for thing in scene.things:
@@ -238,12 +261,13 @@ def draw(scene: Scene) -> np.ndarray:
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator) -> np.ndarray:
-    """A dim texture: a coarse random field, enlarged, plus fine grain; float32 [96, 96, 3]."""
-    coarse = rng.uniform(35, 105, (6, 6, 1)) + rng.normal(0, 9, (6, 6, 3))
+def _background(rng: np.random.Generator, side: int) -> np.ndarray:
+    """A dim texture: a coarse random field, enlarged, plus grain; float32 [side, side, 3]."""
+    knots = side // 16
+    coarse = rng.uniform(35, 105, (knots, knots, 1)) + rng.normal(0, 9, (knots, knots, 3))
     field = Image.fromarray(np.clip(coarse, 0, 255).astype(np.uint8))
-    smooth = field.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
-    return np.asarray(smooth, dtype=np.float32) + rng.normal(0, 5, (IMAGE_SIZE, IMAGE_SIZE, 1))
+    smooth = field.resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(smooth, dtype=np.float32) + rng.normal(0, 5, (side, side, 1))
 
 
 def _draw_plate(canvas: np.ndarray, plate: Plate, rng: np.random.Generator) -> None:
@@ -251,6 +275,6 @@ def _draw_plate(canvas: np.ndarray, plate: Plate, rng: np.random.Generator) -> N
     canvas[plate.y : plate.y + height, plate.x : plate.x + width] = 205 + rng.normal(0, 6, 3)
     for i, scan in enumerate(plate.scans):
         ink = _ink(scan, PLATE_DIGIT_WIDTH, rng.normal(0, MAX_SLANT / 2))[..., None]
-        x, y = plate.x + 3 + i * PLATE_DIGIT_WIDTH, plate.y + 3
+        x, y = plate.x + PLATE_MARGIN + i * PLATE_DIGIT_WIDTH, plate.y + PLATE_MARGIN
         box = np.s_[y : y + PLATE_DIGIT_WIDTH, x : x + PLATE_DIGIT_WIDTH]
         canvas[box] = ink * np.array([20, 20, 30]) + (1 - ink) * canvas[box]
