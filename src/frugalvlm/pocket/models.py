@@ -1,14 +1,15 @@
 """The embedded models: what they are made of, and how to build one that is not trained yet.
 
-They are ordinary Transformers models (a CLIP vision tower and a Llama decoder in
-`LlavaForConditionalGeneration` or, for larger pictures, `LlavaNextForConditionalGeneration`) of a
-size that a laptop trains in about an hour. A processor with the kit's own small tokenizer belongs
-to each.
+They are ordinary Transformers models of a size that a laptop trains in about an hour: a CLIP tower
+and a Llama decoder in `LlavaForConditionalGeneration`, in `LlavaNextForConditionalGeneration` for
+larger pictures; a SigLIP tower and a Qwen2 decoder in `LlavaOnevisionForConditionalGeneration`.
+A processor with the kit's own small tokenizer belongs to each.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -21,10 +22,15 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
+    Qwen2Config,
+    SiglipVisionConfig,
 )
 
 from frugalvlm.pocket.scenes import COLORS, DIGITS, IMAGE_SIZE, SHAPES
@@ -75,13 +81,13 @@ class PocketSpec:
     decoder_layers: int
     decoder_heads: int
     decoder_ff: int
-    tiles: int = 1  # 1: the picture as it is; 2: also 2 x 2 tiles of a picture twice as wide
+    family: Literal["llava", "llava_next", "llava_onevision"] = "llava"
     parent: str | None = None  # the model whose weights training starts from
 
     @property
     def side(self) -> int:
         """Pixels of the pictures that the model is made for."""
-        return IMAGE_SIZE * self.tiles
+        return 2 * IMAGE_SIZE if self.family == "llava_next" else IMAGE_SIZE
 
 
 SPECS: dict[str, PocketSpec] = {
@@ -89,7 +95,12 @@ SPECS: dict[str, PocketSpec] = {
     for spec in (
         PocketSpec("pocket-llava-base", 128, 6, 4, 160, 12, 5, 432),
         PocketSpec("pocket-llava-small", 96, 4, 3, 96, 6, 3, 256),
-        PocketSpec("pocket-llava-hd", 128, 6, 4, 160, 12, 5, 432, 2, "pocket-llava-base"),
+        PocketSpec(
+            "pocket-llava-hd", 128, 6, 4, 160, 12, 5, 432, "llava_next", "pocket-llava-base"
+        ),
+        PocketSpec(
+            "pocket-siglip-base", 128, 5, 4, 160, 12, 5, 432, "llava_onevision", "pocket-llava-base"
+        ),
         PocketSpec("pocket-llava-tiny", 64, 3, 2, 64, 8, 2, 128),  # for tests and teaching
     )
 }
@@ -136,12 +147,12 @@ def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
     """The processor of a pocket model: pixels to [-1, 1], `<image>` to as many placeholders.
 
     Args:
-        name: the model; models of the same tiling share a processor.
+        name: the model; models of one family share a processor.
     """
-    tiles = spec(name).tiles
-    pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    family = spec(name).family
+    pixels: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
-    text = {
+    text: dict[str, Any] = {
         "tokenizer": build_tokenizer(),
         "patch_size": PATCH_SIZE,
         "vision_feature_select_strategy": "default",
@@ -149,8 +160,8 @@ def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
         "chat_template": CHAT_TEMPLATE,
         "image_token": IMAGE_TOKEN,
     }
-    if tiles > 1:
-        pinpoints = [[IMAGE_SIZE * tiles] * 2]
+    if family == "llava_next":
+        pinpoints = [[spec(name).side] * 2]
         tiled = LlavaNextImageProcessorPil(
             size={"shortest_edge": IMAGE_SIZE}, crop_size=square, image_grid_pinpoints=pinpoints,
             **pixels,
@@ -160,51 +171,63 @@ def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
     return LlavaProcessor(image_processor=plain, **text)
 
 
-def build_config(name: str) -> LlavaConfig | LlavaNextConfig:
+def build_config(name: str) -> PreTrainedConfig:
     """The Transformers configuration of a pocket model."""
     s, tokenizer = spec(name), build_tokenizer()
-    vision = CLIPVisionConfig(
-        hidden_size=s.tower_width,
-        intermediate_size=4 * s.tower_width,
-        projection_dim=s.tower_width,
-        num_hidden_layers=s.tower_layers,
-        num_attention_heads=s.tower_heads,
-        image_size=IMAGE_SIZE,
-        patch_size=PATCH_SIZE,
-    )
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=s.decoder_width,
-        intermediate_size=s.decoder_ff,
-        num_hidden_layers=s.decoder_layers,
-        num_attention_heads=s.decoder_heads,
-        num_key_value_heads=s.decoder_heads,
-        max_position_embeddings=2048,
-        tie_word_embeddings=False,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    shared = {
-        "vision_config": vision,
-        "text_config": text,
-        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        "image_seq_length": VISUAL_TOKENS,
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
+    vision: dict[str, Any] = {
+        "hidden_size": s.tower_width,
+        "intermediate_size": 4 * s.tower_width,
+        "num_hidden_layers": s.tower_layers,
+        "num_attention_heads": s.tower_heads,
+        "image_size": IMAGE_SIZE,
+        "patch_size": PATCH_SIZE,
+    }
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": s.decoder_width,
+        "intermediate_size": s.decoder_ff,
+        "num_hidden_layers": s.decoder_layers,
+        "num_attention_heads": s.decoder_heads,
+        "num_key_value_heads": s.decoder_heads,
+        "max_position_embeddings": 2048,
         "tie_word_embeddings": False,
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    if s.tiles > 1:
-        return LlavaNextConfig(image_grid_pinpoints=[[s.side, s.side]], **shared)
+    shared: dict[str, Any] = {
+        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        "tie_word_embeddings": False,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    pinpoints = [[s.side, s.side]]
+    if s.family == "llava_onevision":
+        return LlavaOnevisionConfig(
+            vision_config=SiglipVisionConfig(**vision),
+            text_config=Qwen2Config(**text),
+            video_token_id=tokenizer.convert_tokens_to_ids(VIDEO_TOKEN),
+            image_grid_pinpoints=pinpoints,
+            **shared,
+        )
+    shared |= {
+        "vision_config": CLIPVisionConfig(projection_dim=s.tower_width, **vision),
+        "text_config": LlamaConfig(**text),
+        "image_seq_length": VISUAL_TOKENS,
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    }
+    if s.family == "llava_next":
+        return LlavaNextConfig(image_grid_pinpoints=pinpoints, **shared)
     return LlavaConfig(**shared)
 
 
 def build_model(name: str) -> PreTrainedModel:
     """A pocket model with fresh random weights (seed with `torch.manual_seed`)."""
-    config = build_config(name)
-    if isinstance(config, LlavaNextConfig):
-        return LlavaNextForConditionalGeneration(config)
-    return LlavaForConditionalGeneration(config)
+    classes: dict[str, type[PreTrainedModel]] = {
+        "llava": LlavaForConditionalGeneration,
+        "llava_next": LlavaNextForConditionalGeneration,
+        "llava_onevision": LlavaOnevisionForConditionalGeneration,
+    }
+    return classes[spec(name).family](build_config(name))

@@ -103,13 +103,12 @@ def visual_features(
 ) -> Float[Tensor, "batch visual channels"]:
     """Visual tokens as the decoder takes them; gradients reach the projector, not the tower."""
     pixels = pixel_values([draw(s) for s in scenes]).to(model.get_input_embeddings().weight.device)
-    side = scenes[0].side
-    if side == IMAGE_SIZE:
+    if not hasattr(model.config, "image_grid_pinpoints"):
         return torch.stack(list(model.get_image_features(pixels).pooler_output))
-    # LLaVA-NeXT: the whole picture, shrunk as PIL does, and its tiles row by row.
-    n = side // IMAGE_SIZE
-    square = (IMAGE_SIZE, IMAGE_SIZE)
+    # LLaVA-NeXT and OneVision: the whole picture, shrunk as PIL does, and its tiles row by row.
+    side, square = scenes[0].side, (IMAGE_SIZE, IMAGE_SIZE)
     small = [np.asarray(s.image().resize(square, Resampling.BICUBIC)) for s in scenes]
+    n = side // IMAGE_SIZE
     tiles = rearrange(pixels, "b c (n h) (m w) -> b (n m) c h w", n=n, m=n)
     crops = torch.cat([pixel_values(small).to(pixels)[:, None], tiles], 1)
     sizes = torch.full((len(scenes), 2), side)
@@ -315,9 +314,10 @@ class _Asking(ABC):
 
     def __init__(
         self, model: PreTrainedModel, scaffold: Scaffold, tokenizer: PreTrainedTokenizerBase,
-        questions: int,
+        questions: int, late: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.scaffold, self.questions = model, scaffold, questions
+        self.late = late
         self.encode = Encoder(tokenizer)
 
     @abstractmethod
@@ -334,7 +334,10 @@ class _Asking(ABC):
 
     def _packs(self, scenes: Sequence[Scene], rng: np.random.Generator) -> list[list[Asked]]:
         return [
-            [self.encode(q.text, q.answer) for q in training_questions(s, rng, self.questions)]
+            [
+                self.encode(q.text, q.answer)
+                for q in training_questions(s, rng, self.questions, self.late)
+            ]
             for s in scenes
         ]
 
@@ -389,10 +392,10 @@ class InstructObjective(_Asking):
 
     def __init__(
         self, model: PreTrainedModel, scaffold: Scaffold, tokenizer: PreTrainedTokenizerBase,
-        questions: int,
+        questions: int, late: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(model, scaffold, tokenizer, questions)
-        self.language = LanguageObjective(model, scaffold, tokenizer, questions)
+        super().__init__(model, scaffold, tokenizer, questions, late)
+        self.language = LanguageObjective(model, scaffold, tokenizer, questions, late)
 
     def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
         """Loss of the answers."""

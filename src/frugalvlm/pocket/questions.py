@@ -415,12 +415,32 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def training_questions(scene: Scene, rng: np.random.Generator, number: int) -> list[Question]:
-    """`number` questions of all families, round robin over a shuffled list; at least one."""
-    names = list(FAMILIES)
+# What a decoder learns last: to go from a name to a place and back, and to compare two places.
+LATE = (
+    "color_of", "place_of", "kind_at", "color_at", "relation_holds", "neighbour", "number_check",
+    "choice_place",
+)  # fmt: skip
+
+
+def training_questions(
+    scene: Scene, rng: np.random.Generator, number: int, late: bool = False
+) -> list[Question]:
+    """`number` questions of all families, round robin over a shuffled list; at least one.
+
+    Args:
+        scene: what to ask about.
+        rng: chooses.
+        number: how many; a sparse scene may not have so many different ones.
+        late: ask the families of `LATE` twice in a round and half of the others.
+    """
     found: list[Question] = []
     seen: set[str] = set()
-    for _ in range(4):  # a sparse scene may not have `number` different questions
+    for _ in range(4):
+        names = list(FAMILIES)
+        if late:
+            others = [name for name in names if name not in LATE]
+            half = rng.permutation(len(others))[: len(others) // 2]
+            names = [*LATE, *LATE, *(others[i] for i in half)]
         for i in rng.permutation(len(names)):
             question = FAMILIES[names[i]](scene, rng)
             if question is not None and question.text not in seen:

@@ -50,6 +50,7 @@ class Stage:
     learning_rate: float
     warmup: int
     questions: int = 0  # per picture
+    late: bool = False  # ask more often what is learnt last
     things: tuple[int, ...] = (MAX_THINGS,)  # most things a scene may show, picture by picture
     side: int = IMAGE_SIZE  # pixels of the scenes
     half_depth: bool = False  # train every second decoder layer; the others start as bystanders
@@ -61,23 +62,29 @@ MIXED = (1, 2, MAX_THINGS, MAX_THINGS)
 
 STAGES: dict[str, tuple[Stage, ...]] = {
     "pocket-llava-base": (
-        Stage("language", 2000, 16, 3e-3, 50, 20, MIXED, half_depth=True),
+        Stage("language", 2000, 16, 3e-3, 50, 20, things=MIXED, half_depth=True),
         Stage("tower", 1500, 64, 3e-3, 50),
-        Stage("align", 200, 32, 2e-3, 20),
-        Stage("instruct", 2500, 16, 2e-3, 50, 20, MIXED),
+        Stage("align", 120, 16, 2e-3, 10, half_depth=True),
+        Stage("instruct", 1200, 16, 2e-3, 40, 20, True, MIXED),
     ),
     "pocket-llava-small": (
-        Stage("language", 2000, 16, 3e-3, 50, 20, MIXED),
+        Stage("language", 2000, 16, 3e-3, 50, 20, things=MIXED),
         Stage("tower", 1500, 64, 3e-3, 50),
-        Stage("align", 200, 32, 2e-3, 20),
-        Stage("instruct", 2000, 16, 2e-3, 50, 20, MIXED),
+        Stage("align", 120, 16, 2e-3, 10),
+        Stage("instruct", 1500, 16, 2e-3, 40, 20, True, MIXED),
     ),
-    "pocket-llava-hd": (Stage("instruct", 1000, 8, 1e-3, 30, 20, MIXED, side=2 * IMAGE_SIZE),),
+    "pocket-llava-hd": (
+        Stage("instruct", 1000, 8, 1e-3, 30, 20, True, MIXED, side=2 * IMAGE_SIZE),
+    ),
+    "pocket-siglip-base": (
+        Stage("tower", 500, 64, 1.5e-3, 50),
+        Stage("instruct", 600, 12, 1e-3, 30, 20, True, MIXED),
+    ),
     "pocket-llava-tiny": (
-        Stage("language", 10, 8, 2e-3, 5, 8, MIXED, half_depth=True),
+        Stage("language", 10, 8, 2e-3, 5, 8, things=MIXED, half_depth=True),
         Stage("tower", 20, 16, 2e-3, 5),
-        Stage("align", 5, 8, 2e-3, 2),
-        Stage("instruct", 10, 8, 2e-3, 5, 8, MIXED),
+        Stage("align", 5, 8, 2e-3, 2, half_depth=True),
+        Stage("instruct", 10, 8, 2e-3, 5, 8, True, MIXED),
     ),
 }
 
@@ -205,7 +212,7 @@ def train(
                         saved = now
                     if stopping:
                         return _finished(model)
-            if stage.half_depth:
+            if stage.half_depth and not any(later.half_depth for later in plan[number + 1 :]):
                 _wake_bystanders(model)
             done = Progressed(number + 1, 0, spent + time.monotonic() - started)
             run.save(whole, trained, optimizer, done)
@@ -220,11 +227,21 @@ def _load(model: PreTrainedModel, folder: Path) -> None:
     """
     verify(folder)
     weights = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).state_dict()
-    lacking, foreign = model.load_state_dict(weights, strict=False)
-    if foreign or set(lacking) - {"model.image_newline"}:
+    own = model.state_dict()
+    # A child may lack the parent's [CLS], have biases (they start at zero) or a head of its own.
+    places = "model.vision_tower.embeddings.position_embedding.weight"
+    if len(weights[places]) == len(own[places]) + 1:
+        weights[places] = weights[places][1:]
+    taken = {k: v for k, v in weights.items() if k in own and own[k].shape == v.shape}
+    lacking = [
+        k for k in own if k not in taken and "language_model" in k and not k.endswith("_proj.bias")
+    ]
+    if lacking:
         raise WeightsError(
-            f"The weights in {folder} do not fit this model; name a folder of the same shape."
+            f"The weights in {folder} do not fit this model: {lacking[0]} is not there; "
+            "name a folder of the same shape."
         )
+    model.load_state_dict(taken, strict=False)
 
 
 def _finished(model: PreTrainedModel) -> PreTrainedModel:
@@ -247,7 +264,7 @@ def _objective(stage: Stage, whole: Whole, tokenizer: PreTrainedTokenizerBase) -
         return TowerObjective(model, scaffold)
     kinds: dict[str, Callable[..., Objective]]
     kinds = {"language": LanguageObjective, "align": AlignObjective, "instruct": InstructObjective}
-    return kinds[stage.name](model, scaffold, tokenizer, stage.questions)
+    return kinds[stage.name](model, scaffold, tokenizer, stage.questions, stage.late)
 
 
 def _trained(whole: Whole, stage: Stage) -> nn.ModuleList:
