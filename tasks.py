@@ -65,14 +65,23 @@ def compare(c: Context):
         "model": "embedded model to train",
         "folder": "where checkpoints go; an interrupted run continues from here",
         "device": "cpu or cuda",
-        "seed": "decides initial weights, scenes and questions",
+        "seed": "decides initial weights and questions",
+        "more": "this many more steps of instruction tuning, from the installed weights",
+        "check": "only retrain the first steps of every stage and compare with the shipped losses",
     }
 )
-def train(c: Context, model="pocket-llava-base", folder="", device="cpu", seed=0):
+def train(
+    c: Context, model="pocket-llava-base", folder="", device="cpu", seed=0, more=0, check=False
+):
     """Train an embedded model, or continue an interrupted run, and install its weights."""
-    from frugalvlm.pocket.train import train_and_install
+    from frugalvlm.pocket import train as training
 
-    _run(train_and_install, model, folder or f"checkpoints/{model}", device, seed)
+    if check:
+        _run(training.check, model, device)
+    elif more:
+        _run(training.train_more, model, more, folder, device, seed)
+    else:
+        _run(training.train_and_install, model, folder, device, seed)
 
 
 @task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from frugalvlm.loading import WeightsError
+from frugalvlm.pocket.train import TrainingError
 from frugalvlm.study.notebooks import NotebookError
 from frugalvlm.study.papers import UnknownPaperError
 from frugalvlm.study.readme import ReadmeError
@@ -18,6 +19,7 @@ KNOWN: tuple[type[Exception], ...] = (
     ReadmeError,
     RecordError,
     ScaleError,
+    TrainingError,
     UnknownPaperError,
     UnsupportedError,
     WeightsError,

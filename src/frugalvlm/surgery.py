@@ -3,9 +3,10 @@
 Coordinates: *prompt* positions are those of the caller's input. An encoder reducer turns the prompt
 into a shorter *stream* (what the decoder's first layer reads). Before layer k a layer reducer
 picks a subset of the stream; each later layer gets hidden states, mask, positions and rotary
-embeddings of that subset, and fills a KV cache that is really shorter. On the way out hidden states
-return to their prompt positions, so callers see the shapes they know; a token that is gone shows
-the state of the last surviving token before it, which is what predicts the next token.
+embeddings of that subset, and fills a KV cache that is really shorter (or, where the method only
+masks, gets the same sequence with some keys hidden). On the way out hidden states return to their
+prompt positions, so callers see the shapes they know; a token that is gone shows the state of the
+last surviving token before it, which is what predicts the next token.
 
 During decoding the caller's mask still has prompt length; hooks select the surviving columns. What
 was cut is remembered on the cache object, so several generations can be under way, and a copy of a
@@ -22,15 +23,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from frugalvlm.hosts import Host, host_for
 from frugalvlm.hosts.base import FamilyModule, ImageLayout
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
+from frugalvlm.subset import Subset, compose, decode_arguments, hidden_keys, prefill_arguments
 from frugalvlm.trace import Trace
-from frugalvlm.views import EncoderView, Kept, LayerView, Reduced, UnsupportedError
+from frugalvlm.views import EncoderView, Kept, LayerView, Reduced, Text, UnsupportedError
 
 _MEMORY = "_frugalvlm_memory"  # where a cache keeps what was cut from its prompt
 _SESSIONS: WeakKeyDictionary[PreTrainedModel, _Session] = WeakKeyDictionary()
@@ -54,101 +56,6 @@ def operate(
             _SESSIONS.pop(model, None)
 
 
-# -- shorter sequences ---------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Subset:
-    """A shorter sequence: which positions of the longer one stay, row by row.
-
-    Rows that keep less than others are padded on the left.
-
-    Attributes:
-        columns: [batch, kept] positions in the longer sequence, ascending; -1 is padding.
-        landing: [batch, length] where a position lands in the shorter sequence, if it stays.
-        lengths: how many positions each row keeps.
-    """
-
-    columns: Int[Tensor, "batch kept"]
-    landing: Int[Tensor, "batch length"]
-    lengths: tuple[int, ...]
-
-    @staticmethod
-    def of(stays: Bool[Tensor, "batch length"], lengths: tuple[int, ...]) -> _Subset:
-        """The subset of marked positions; `lengths` are their counts, known without a sync."""
-        length, end = stays.shape[1], max(lengths)
-        columns = torch.arange(length, device=stays.device).where(stays, -1)
-        short = torch.tensor([end - n for n in lengths]).to(stays.device)[:, None]
-        return _Subset(
-            columns.sort(-1).values[:, length - end :], stays.cumsum(-1) - 1 + short, lengths
-        )
-
-    def to(self, device: torch.device) -> _Subset:
-        return _Subset(self.columns.to(device), self.landing.to(device), self.lengths)
-
-    @property
-    def padded(self) -> bool:
-        return len(set(self.lengths)) > 1
-
-    @property
-    def own_mask(self) -> Int[Tensor, "batch kept"]:
-        return (self.columns >= 0).long()
-
-    def take(self, values: Float[Tensor, "rows length width"]) -> Float[Tensor, "batch kept width"]:
-        """The rows that stay; padding takes row 0, which masks hide."""
-        index = self.columns.clamp(min=0)[..., None]
-        values = values.expand(len(index), -1, -1)
-        return values.gather(1, index.expand(-1, -1, values.shape[-1]))
-
-    def mask(self, mask: Tensor) -> Tensor:
-        """A 2-D padding mask or a 4-D mask (bool or additive) of the shorter sequence.
-
-        A padding query may see itself: a row without any key would become NaN and spread.
-        """
-        if mask.ndim == 2:
-            return self.keys(mask)
-        rows = self.columns.clamp(min=0)[:, None, :, None]
-        wide = mask.expand(len(rows), -1, -1, -1)
-        wide = wide.gather(2, rows.expand(-1, wide.shape[1], -1, wide.shape[3]))
-        itself = torch.eye(rows.shape[2], dtype=torch.bool, device=mask.device)
-        lonely = (self.columns < 0)[:, None, :, None] & itself
-        return self.keys(wide).masked_fill(lonely, True if mask.dtype == torch.bool else 0)
-
-    def keys(self, mask: Tensor, new: int = 0) -> Tensor:
-        """The mask's columns that stay, and `new` columns behind the longer sequence."""
-        batch, length = self.landing.shape
-        columns = self.columns
-        if new:
-            tail = torch.arange(length, length + new, device=columns.device)
-            columns = torch.cat([columns, tail.expand(batch, -1)], 1)
-        safe, hide = columns.clamp(min=0), columns < 0
-        if mask.ndim == 2:
-            return mask.gather(1, safe).masked_fill(hide, 0)
-        mask = mask.expand(batch, -1, -1, -1)
-        index = safe[:, None, None].expand(-1, *mask.shape[1:3], -1)
-        forbidden = False if mask.dtype == torch.bool else torch.finfo(mask.dtype).min
-        return mask.gather(3, index).masked_fill(hide[:, None, None], forbidden)
-
-    def visible(self, queries: int, new: int, flash: bool) -> Tensor:
-        """A mask for `queries` last tokens, where the model itself made none (no padding then).
-
-        As in `mask`, a padding query may see itself. Flash attention takes the keys' mask only.
-        """
-        keys = torch.cat([self.own_mask, self.columns.new_ones(len(self.columns), new)], 1)
-        if flash:
-            return keys
-        at = torch.arange(keys.shape[1], device=keys.device)
-        causal = at[-queries:, None] >= at
-        return causal & (keys[:, None, None] > 0) | (at[-queries:, None] == at)
-
-    def spread(
-        self, values: Float[Tensor, "batch kept width"]
-    ) -> Float[Tensor, "batch length width"]:
-        """Back to the longer sequence: what is gone shows the last survivor before it."""
-        index = self.landing.clamp(min=0)[..., None]
-        return values.gather(1, index.expand(-1, -1, values.shape[-1]))
-
-
 # -- state ---------------------------------------------------------------------------------------
 
 
@@ -166,9 +73,10 @@ class _Memory:
     """What was cut out of one prompt; lives as long as its cache."""
 
     prompt_length: int
-    stream: _Subset | None = None  # of the prompt; None: all of it
+    stream: Subset | None = None  # of the prompt; None: all of it
     removed: Tensor | None = None  # [batch, 1] visual tokens missing in the stream
-    cuts: dict[int, _Subset] = field(default_factory=dict)  # of the stream, by first layer
+    cuts: dict[int, Subset] = field(default_factory=dict)  # of the stream, by first layer
+    hidden: dict[int, Tensor] = field(default_factory=dict)  # [batch, stream], by first layer
 
     @property
     def stream_length(self) -> int:
@@ -192,7 +100,10 @@ class _Call:
     projected: Tensor | None = None  # its tokens behind the projector, where they are fewer
     memory: _Memory | None = None
     prefill: bool = False
-    visual: Tensor | None = None  # [images, visual] in the sequence
+    slots: list[Tensor] = field(default_factory=list)  # of each image in the stream; on the CPU
+    present: Tensor | None = None  # [batch, stream] not padding; on the CPU
+    embeds: Tensor | None = None  # what the decoder reads, where a cut may ask for it
+    visual: Tensor | None = None  # [images, visual] in the sequence, hidden ones left out
     counts: tuple[int, ...] = ()  # visual tokens of each image
     last: Tensor | None = None  # [batch] last prompt token, in the sequence
     attention_inputs: dict[str, Any] = field(default_factory=dict)  # of the layer before a cut
@@ -235,6 +146,12 @@ class _Session:
                 if layer in self.cut_at:
                     raise UnsupportedError(
                         f"{method.key} and {self.cut_at[layer].key} both cut before layer {layer}."
+                    )
+            for other in self.cut_at.values():
+                if method.masks_only or other.masks_only:
+                    raise UnsupportedError(
+                        f"{method.key} and {other.key} do not go together: one only hides tokens, "
+                        "which the other would have to find again. Leave the outer block first."
                     )
         self.entries.append(entry)
         self._rehook()
@@ -381,8 +298,19 @@ class _Session:
         placeholders, real = torch.stack([placeholders, real]).cpu()
         return placeholders, real
 
-    def _see_pixels(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
-        self.call.pixels = kwargs.get("pixel_values", args[0] if args else None)
+    def _see_pixels(self, module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
+        """The tower starts: the picture, smaller where the method wants it so."""
+        pixels = self.call.pixels = kwargs.get("pixel_values", args[0] if args else None)
+        if not self.call.images or pixels is None:
+            return None
+        assert self.encoder is not None
+        seen = self.encoder.shrink(pixels, self.host.shape.grid)
+        if seen is pixels:
+            return None
+        kwargs = {**kwargs, "interpolate_pos_encoding": True}
+        if args:
+            return (seen, *args[1:]), kwargs
+        return args, {**kwargs, "pixel_values": seen}
 
     def _see_tower_hidden(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
         self.call.tower_hidden = kwargs.get("hidden_states", args[0] if args else None)
@@ -401,28 +329,40 @@ class _Session:
         assert self.encoder is not None
         if call.tower_hidden is None or call.tower_keys is None or call.tower_output is None:
             raise UnsupportedError("The vision tower did not run its feature layer.")
-        attention = host.feature_attention
-        call.answer = self.encoder.reduce(
-            EncoderView(
+        states, pixels = call.tower_output, call.pixels
+
+        def view(attention: FamilyModule, hidden: Tensor, keys: Tensor, **more: Any) -> EncoderView:
+            return EncoderView(
                 patches=patches,
-                cls=call.tower_output[:, :1] if host.shape.has_cls else None,
+                cls=states[:, :1] if host.shape.has_cls else None,
                 grid=host.shape.grid,
-                hidden=call.tower_hidden,
+                hidden=hidden,
                 queries_of=lambda rows: host.tower_heads(attention.q_proj(rows)),
-                raw_keys=host.tower_heads(call.tower_keys),
+                raw_keys=host.tower_heads(keys),
                 scale=host.tower_scale,
-                pixels=call.pixels,
+                pixels=pixels,
+                # `forward`: this very module's hooks wait for the reduced tokens.
+                project=host.projector.forward,
+                **more,
             )
+
+        def following() -> EncoderView:
+            layer = host.following_module
+            hidden = layer.layer_norm1(states)
+            return view(layer.self_attn, hidden, layer.self_attn.k_proj(hidden))
+
+        call.answer = self.encoder.reduce(
+            view(host.feature_attention, call.tower_hidden, call.tower_keys, following=following)
         )
         call.tower_hidden = call.tower_keys = call.tower_output = call.pixels = None
-        if call.answer.tokens.shape[1] >= patches.shape[1]:
+        if call.answer.counts is None and call.answer.tokens.shape[1] >= patches.shape[1]:
             return None  # nothing to shorten: the model packs its features itself
         return (call.answer.tokens, *rest), kwargs
 
     def _hold_projected(self, module: FamilyModule, args: tuple, output: Tensor) -> Tensor | None:
         """The projector is done: keep its tokens, give the model blanks of the expected shape."""
-        patches = self.host.shape.patches
-        if not self.call.images or output.shape[1] == patches:
+        patches, answer = self.host.shape.patches, self.call.answer
+        if answer is None or (answer.counts is None and output.shape[1] == patches):
             return None
         self.call.projected = output
         return output.new_zeros(()).expand(output.shape[0], patches, output.shape[-1])
@@ -450,7 +390,9 @@ class _Session:
         slots = [image.slots for image in call.images]
         if call.projected is not None:
             kwargs, slots = self._shorten_prompt(embeds, kwargs)
-        call.counts = tuple(map(len, slots))
+        call.counts, call.slots = tuple(map(len, slots)), slots
+        call.embeds = kwargs["inputs_embeds"] if self.cut_at else None
+        call.present = call.real if call.present is None else call.present
         end = call.memory.stream_length
         visual = nn.utils.rnn.pad_sequence(slots, batch_first=True, padding_value=end)
         call.visual = visual.to(embeds.device)
@@ -471,17 +413,18 @@ class _Session:
         stays, kept_slots, features = call.real.clone(), [], []
         for image in call.images:
             tokens = call.projected[image.crops.start : image.crops.stop].flatten(0, 1)
+            order = self._reading_order(image, call.answer)
+            tokens = tokens if order is None else tokens[order]
             gone = len(image.slots) - len(tokens)
             if gone < 0:
                 raise UnsupportedError(
                     f"This image has {len(image.slots)} tokens once its padding is cut away, fewer "
                     f"than the {len(tokens)} to keep; lower the budget or use a square image."
                 )
-            order = self.host.order(image, call.answer)
-            features.append(tokens if order is None else tokens[order])
+            features.append(tokens)
             stays[image.row, image.slots[:gone]] = False
             kept_slots.append(image.slots[gone:])
-        stream = _Subset.of(stays, tuple(stays.sum(1).tolist()))
+        stream = Subset.of(stays, tuple(stays.sum(1).tolist()))
         places = [
             stream.landing[image.row, slots]
             for image, slots in zip(call.images, kept_slots, strict=True)
@@ -489,6 +432,7 @@ class _Session:
         rows = torch.cat(
             [p.new_full(p.shape, i.row) for i, p in zip(call.images, places, strict=True)]
         )
+        call.present = stream.columns >= 0
         memory.stream = stream = stream.to(embeds.device)
         memory.removed = (call.real.sum(1) - stays.sum(1))[:, None].to(embeds.device)
         at = rows.to(embeds.device), torch.cat(places).to(embeds.device)
@@ -507,6 +451,17 @@ class _Session:
             **kwargs, "inputs_embeds": short, "attention_mask": mask, "position_ids": positions
         }, places  # fmt: skip
 
+    def _reading_order(self, image: ImageLayout, answer: Reduced) -> Int[Tensor, " kept"] | None:
+        """The host's order of an image's reduced tokens, without padding."""
+        order = self.host.order(image, answer)
+        if answer.counts is None:
+            return order
+        device, kept = answer.source.device, answer.source.shape[1]
+        if order is None:
+            order = torch.arange(len(image.crops) * kept, device=device)
+        counts = torch.tensor(answer.counts[image.crops.start : image.crops.stop]).to(device)
+        return order[order % kept < counts[order // kept]]
+
     def _origins(self) -> Callable[[], list[list[int]]]:
         """What each visual token of each image stands for, worked out when a trace is read."""
         host, images, answer = self.host, self.call.images, self.call.answer
@@ -517,7 +472,7 @@ class _Session:
             source = answer.source[image.crops.start : image.crops.stop]
             crop = torch.arange(len(source), device=source.device)[:, None]
             origin = torch.where(source < 0, -1, source + crop * host.shape.patches).flatten()
-            order = host.order(image, answer)
+            order = self._reading_order(image, answer)
             return (origin if order is None else origin[order]).tolist()
 
         return lambda: [reduced(image) for image in images]
@@ -527,7 +482,9 @@ class _Session:
         memory, cache, kwargs = self.call.memory, kwargs["past_key_values"], dict(kwargs)
         assert memory is not None
         past, batch = cache.get_seq_length(), len(kwargs["inputs_embeds"])
-        if not memory.cuts.keys() <= self.cut_at.keys():
+        masking = {layer for layer, method in self.cut_at.items() if method.masks_only}
+        cutting = self.cut_at.keys() - masking
+        if not (memory.cuts.keys() <= cutting and memory.hidden.keys() <= masking):
             raise UnsupportedError(
                 "This cache was filled under another method; continue it inside that block."
             )
@@ -583,19 +540,63 @@ class _Session:
             hidden = kwargs.pop("hidden_states") if "hidden_states" in kwargs else args[0]
             if call.prefill and layer in self.cut_at:
                 hidden = self._cut(layer, hidden)
-            first = max((k for k in memory.cuts if k <= layer), default=None)
+            first = max((k for k in (*memory.cuts, *memory.hidden) if k <= layer), default=None)
             if first is None:
                 return None
             if first not in call.layer_kwargs:
-                flash = "flash" in (module.self_attn.config._attn_implementation or "")
-                make = _prefill_arguments if call.prefill else _decode_arguments
-                call.layer_kwargs[first] = make(memory.cuts[first], hidden, kwargs, flash)
+                call.layer_kwargs[first] = self._arguments(module, first, hidden, kwargs)
             return (hidden, *args[1:]), {**kwargs, **call.layer_kwargs[first]}
 
         return hook
 
+    def _arguments(
+        self, module: FamilyModule, first: int, hidden: Tensor, kwargs: dict
+    ) -> dict[str, Any]:
+        """What layers get instead of the stream's arguments, from a cut to the next."""
+        call, memory = self.call, self.call.memory
+        assert memory is not None
+        flash = "flash" in (module.self_attn.config._attn_implementation or "")
+        if first in memory.hidden:
+            if flash:
+                raise UnsupportedError(
+                    f"{self.cut_at[first].key} hides tokens by masks that flash attention does not "
+                    "take; load the model with attn_implementation='sdpa'."
+                )
+            return {"attention_mask": hidden_keys(memory.hidden[first], hidden, kwargs)}
+        make = prefill_arguments if call.prefill else decode_arguments
+        rotary = self.host.language_model.rotary_emb
+        return make(memory.cuts[first], hidden, kwargs, flash, rotary)
+
+    def _text(self) -> Text:
+        """The text behind the images; looked for on the CPU."""
+        call, memory = self.call, self.call.memory
+        assert memory is not None
+        assert call.embeds is not None
+        assert call.present is not None
+        rows, ends = [image.row for image in call.images], [int(s[-1]) for s in call.slots]
+        words, at = call.present.clone(), torch.arange(call.present.shape[1])
+        for row, slots in zip(rows, call.slots, strict=True):
+            words[row, slots] = False
+        behind = words[rows] & (at > torch.tensor(ends)[:, None])
+        last = (call.present.long() * at).argmax(-1)[rows]
+        behind |= (at == last[:, None]) & ~behind.any(-1, keepdim=True)
+        pool = torch.zeros_like(words)
+        for row, own in zip(rows, behind, strict=True):
+            pool[row] |= own
+        index = (~pool).long().argsort(dim=-1, stable=True)[:, : int(pool.sum(-1).max())]
+        behind = behind.gather(1, index[rows])
+        device = call.embeds.device
+        visual = nn.utils.rnn.pad_sequence(call.slots, batch_first=True).to(device)
+        index, every = index.to(device), torch.arange(len(index), device=device)[:, None]
+        return Text(
+            memory.cuts[max(memory.cuts)].landing.gather(1, index) if memory.cuts else index,
+            behind.to(device),
+            call.embeds[every, index],
+            call.embeds[torch.tensor(rows, device=device)[:, None], visual],
+        )
+
     def _cut(self, layer: int, hidden: Tensor) -> Tensor:
-        """Drop visual tokens before a layer."""
+        """Drop or hide visual tokens before a layer."""
         call, memory = self.call, self.call.memory
         assert memory is not None
         assert call.visual is not None
@@ -603,7 +604,9 @@ class _Session:
         assert call.raw_keys is not None
         assert call.real is not None
         device, (batch, length) = hidden.device, hidden.shape[:2]
-        rows = torch.tensor([image.row for image in call.images]).to(device)
+        method, rows = self.cut_at[layer], torch.tensor([i.row for i in call.images]).to(device)
+        before = memory.cuts[max(memory.cuts)] if memory.cuts else memory.stream
+        real = call.real.to(device) if before is None else before.columns >= 0
         kept = self.decisions.get(layer) if self.decisions is not None else None
         if kept is None:
             seen, raw_keys = call.attention_inputs, call.raw_keys
@@ -612,22 +615,21 @@ class _Session:
                 layer, hidden, call.visual, call.counts,
                 tuple(len(image.crops) for image in call.images), self.host.shape.patches, rows,
                 call.last,
-                lambda queries: self.host.attention_rows(
+                lambda queries, temperature=1.0: self.host.attention_rows(
                     attention, seen["hidden_states"], raw_keys, seen["position_embeddings"],
-                    seen.get("attention_mask"), queries,
+                    seen.get("attention_mask"), queries, temperature,
                 ),
+                self.host.shape.decoder_layers, tuple(map(len, call.slots)), real, self._text,
             )  # fmt: skip
-            kept = self.cut_at[layer].keep(view)
+            kept = method.keep(view)
             if self.decisions is not None:
                 self.decisions[layer] = kept
         call.attention_inputs, call.raw_keys = {}, None
 
         for entry in self.entries:
-            entry.trace._cut(layer, kept)
-        if kept.counts == call.counts:
+            entry.trace._cut(layer, kept, method.masks_only)
+        if kept.counts == call.counts and kept.values is None:
             return hidden
-        before = memory.cuts[max(memory.cuts)] if memory.cuts else memory.stream
-        real = call.real.to(device) if before is None else before.columns >= 0
         lengths = list(call.real.sum(1).tolist() if before is None else before.lengths)
         for image, old, new in zip(call.images, call.counts, kept.counts, strict=True):
             lengths[image.row] -= old - new
@@ -641,14 +643,27 @@ class _Session:
         stays[:, :length] = real
         stays[rows[:, None], call.visual] = False
         stays[rows[:, None], chosen] = True
-        now = _Subset.of(stays[:, :length], tuple(lengths))
+        if method.masks_only:
+            gone = real & ~stays[:, :length]
+            known = memory.hidden[max(memory.hidden)] if memory.hidden else gone
+            memory.hidden[layer], call.visual, call.counts = known | gone, chosen, kept.counts
+            return hidden
+        now = Subset.of(stays[:, :length], tuple(lengths))
+        if method.renumbers:
+            now = now.renumbered(real, stays[:, :length])
         end = torch.full((batch, 1), now.columns.shape[1], device=device)
         landing = torch.cat([now.landing, end], 1)
         call.visual = landing[rows[:, None], chosen]
         call.last = landing.gather(1, call.last[:, None])[:, 0]
         call.counts = kept.counts
-        memory.cuts[layer] = _compose(before, now) if memory.cuts else now
-        return now.take(hidden)
+        memory.cuts[layer] = compose(before, now) if memory.cuts else now
+        hidden = now.take(hidden)
+        if kept.values is None:
+            return hidden
+        full = torch.arange(kept.index.shape[1]) < torch.tensor(kept.counts)[:, None]
+        image, slot = (part.to(device) for part in full.nonzero(as_tuple=True))
+        values = kept.values[image, slot].to(hidden.dtype)
+        return hidden.index_put((rows[image], call.visual[image, slot]), values)
 
     def _leave_decoder(self, module: FamilyModule, args: tuple, output: Any) -> Any:
         """The decoder is done: remember the cuts on the cache, restore the prompt's shape."""
@@ -656,7 +671,8 @@ class _Session:
         self.call = _Call()
         if memory is None or not call.prefill:
             return output
-        if output.past_key_values is not None and (memory.cuts or memory.stream is not None):
+        touched = memory.cuts or memory.hidden or memory.stream is not None
+        if output.past_key_values is not None and touched:
             setattr(output.past_key_values, _MEMORY, memory)
         hidden = output.last_hidden_state
         if memory.cuts:
@@ -674,38 +690,3 @@ def _last_token(
     if mask is None or mask.ndim != 2:
         return torch.full((batch,), length - 1, device=device)
     return (mask[:, :length] != 0).long().mul(torch.arange(length, device=device)).argmax(-1)
-
-
-def _compose(outer: _Subset | None, inner: _Subset) -> _Subset:
-    """A subset of a subset as a subset of the whole."""
-    if outer is None:
-        return inner
-    columns = outer.columns.gather(1, inner.columns.clamp(min=0))
-    landing = inner.landing.gather(1, outer.landing.clamp(min=0))
-    return _Subset(columns.where(inner.columns >= 0, -1), landing, inner.lengths)
-
-
-def _prefill_arguments(cut: _Subset, hidden: Tensor, kwargs: dict, flash: bool) -> dict[str, Any]:
-    """Mask, positions and rotary embeddings of a cut sequence, while the prompt is read."""
-    mask = kwargs.get("attention_mask")
-    if mask is not None:
-        mask = cut.mask(mask)
-    elif cut.padded:
-        mask = cut.visible(hidden.shape[1], 0, flash)
-    cos, sin = kwargs["position_embeddings"]
-    return {
-        "attention_mask": mask,
-        # Rotary embeddings carry the true positions; consecutive ids keep flash attention from
-        # reading the gaps as packed sequences.
-        "position_ids": torch.arange(hidden.shape[1], device=hidden.device)[None],
-        "position_embeddings": (cut.take(cos), cut.take(sin)),
-    }
-
-
-def _decode_arguments(cut: _Subset, hidden: Tensor, kwargs: dict, flash: bool) -> dict[str, Any]:
-    """The mask of a cut layer for tokens behind the prompt: surviving columns, then new ones."""
-    mask, stream_length = kwargs.get("attention_mask"), cut.landing.shape[1]
-    new = kwargs["past_key_values"].get_seq_length() - stream_length  # layer 0 has them already
-    if mask is not None:
-        return {"attention_mask": cut.keys(mask, new)}
-    return {"attention_mask": cut.visible(hidden.shape[1], new, flash) if cut.padded else None}

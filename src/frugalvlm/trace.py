@@ -26,6 +26,8 @@ class Trace:
         tokens_per_layer: visual tokens at each decoder layer, mean over the images of the last
             batch; one entry per layer, none when it held no image.
         spread: smallest and largest number of visual tokens over images, per layer.
+        visible_per_layer: those of `tokens_per_layer` that no mask hides. Fewer only under a method
+            that hides tokens instead of removing them.
     """
 
     grid: tuple[int, int]
@@ -33,9 +35,10 @@ class Trace:
     calls: int = 0
     tokens_per_layer: list[float] = field(default_factory=list)
     spread: list[tuple[int, int]] = field(default_factory=list)
+    visible_per_layer: list[float] = field(default_factory=list)
     _origins: Callable[[], list[list[int]]] = list  # per image, its tokens: crop x patches + patch
     _crops: tuple[int, ...] = ()
-    _cuts: list[Kept] = field(default_factory=list)
+    _cuts: list[tuple[int, Kept]] = field(default_factory=list)  # with the layer behind the cut
     _merged_into: Tensor | None = None
 
     @property
@@ -57,12 +60,23 @@ class Trace:
         Raises:
             ValueError: when the last prompt had no image, or none was seen.
         """
+        return self.kept_at(self.decoder_layers - 1)
+
+    def kept_at(self, layer: int) -> list[list[int]]:
+        """Per crop, the patches that are there, and not hidden, at a decoder layer (0-based).
+
+        Raises:
+            ValueError: when the last prompt had no image, or none was seen.
+        """
         self._need()
         patches = self.grid[0] * self.grid[1]
         kept: list[list[int]] = []
         for image, (tokens, crops) in enumerate(zip(self._origins(), self._crops, strict=True)):
-            for cut in self._cuts:
-                tokens = [tokens[i] for i in cut.index[image, : cut.counts[image]].tolist()]
+            for first, cut in self._cuts:
+                if first <= layer:
+                    held = cut.index if cut.holds is None else cut.holds
+                    held = held[image, : cut.counts[image]]
+                    tokens = [tokens[i] if i >= 0 else i for i in held.tolist()]
             real = sorted(token for token in tokens if token >= 0)
             kept += [[t % patches for t in real if t // patches == crop] for crop in range(crops)]
         return kept
@@ -86,14 +100,18 @@ class Trace:
             groups.append(group)
         return groups
 
-    def picture(self, crop: int = 0) -> tuple[tuple[int, int], list[int], dict[int, list[int]]]:
+    def picture(
+        self, crop: int = 0, layer: int | None = None
+    ) -> tuple[tuple[int, int], list[int], dict[int, list[int]]]:
         """Grid, kept patches and merged groups of a crop, as the figures take them.
 
-        A block whose method places no hook (the untouched model) keeps every patch.
+        A block whose method places no hook (the untouched model) keeps every patch. Patches are
+        those at a decoder layer (default: the last), groups those that entered the decoder.
         """
         if not self.calls:
             return self.grid, list(range(self.grid[0] * self.grid[1])), {}
-        return self.grid, self.kept[crop], self.merged[crop]
+        layer = self.decoder_layers - 1 if layer is None else layer
+        return self.grid, self.kept_at(layer)[crop], self.merged[crop]
 
     def plot(self, image: Image, ax: Axes | None = None, crop: int = 0) -> Axes:
         """Draw the kept patches of one crop on its picture; the others are dimmed.
@@ -127,18 +145,20 @@ class Trace:
     ) -> None:
         """A new prompt: tokens and crops of each image; nothing for a prompt without one."""
         self.calls += 1
-        self.tokens_per_layer, self.spread, self._cuts = [], [], []
+        self.tokens_per_layer, self.spread, self.visible_per_layer, self._cuts = [], [], [], []
         self._origins, self._crops, self._merged_into = origins, crops, merged_into
         if counts:
             self._set_from(0, counts)
 
-    def _cut(self, layer: int, kept: Kept) -> None:
-        """From decoder layer `layer` on, images have only these visual tokens."""
-        self._cuts.append(kept)
-        self._set_from(layer, kept.counts)
+    def _cut(self, layer: int, kept: Kept, hidden: bool = False) -> None:
+        """From decoder layer `layer` on, images have (or, where others are hidden, show) these."""
+        self._cuts.append((layer, kept))
+        self._set_from(layer, kept.counts, hidden)
 
-    def _set_from(self, layer: int, counts: tuple[int, ...]) -> None:
+    def _set_from(self, layer: int, counts: tuple[int, ...], hidden: bool = False) -> None:
         mean, spread = sum(counts) / len(counts), (min(counts), max(counts))
         rest = self.decoder_layers - layer
-        self.tokens_per_layer = [*self.tokens_per_layer[:layer], *[mean] * rest]
-        self.spread = [*self.spread[:layer], *[spread] * rest]
+        self.visible_per_layer = [*self.visible_per_layer[:layer], *[mean] * rest]
+        if not hidden:
+            self.tokens_per_layer = [*self.tokens_per_layer[:layer], *[mean] * rest]
+            self.spread = [*self.spread[:layer], *[spread] * rest]

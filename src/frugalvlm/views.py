@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 CLS_SOURCE = -1  # in `Reduced.source`: the tower's [CLS] token
@@ -63,6 +63,8 @@ class EncoderView:
         raw_keys: Float[Tensor, "crops heads positions head_dim"],
         scale: float,
         pixels: Tensor | None,
+        project: Callable[[Tensor], Tensor] | None = None,
+        following: Callable[[], EncoderView] | None = None,
     ) -> None:
         self.patches = patches
         self.grid = grid
@@ -72,6 +74,8 @@ class EncoderView:
         self._raw_keys = raw_keys
         self._scale = scale
         self._pixels = pixels
+        self._project = project
+        self._following = following
 
     @property
     def crops(self) -> int:
@@ -115,6 +119,30 @@ class EncoderView:
         return rows[:, :, 0, 1:]
 
     @cached_property
+    def cls_logits(self) -> Float[Tensor, "crops heads positions"]:
+        """Products of the [CLS] query with every key, [CLS] first; not scaled, no softmax."""
+        self.cls  # noqa: B018 - raises when there is no [CLS]
+        return (self._queries_of(self._hidden[:, :1]) @ self._raw_keys.transpose(-1, -2))[:, :, 0]
+
+    @cached_property
+    def projected(self) -> Float[Tensor, "crops patches text_width"]:
+        """All patches behind the projector: what the language model would read."""
+        if self._project is None:
+            raise UnsupportedError("Projected features are asked for, but there is no projector.")
+        return self._project(self.patches)
+
+    @cached_property
+    def following(self) -> EncoderView:
+        """The same crops, with queries and keys of the next tower layer, which reads the features.
+
+        Raises:
+            UnsupportedError: when the features leave the tower's last layer.
+        """
+        if self._following is None:
+            raise UnsupportedError("A next tower layer is asked for, but there is none.")
+        return self._following()
+
+    @cached_property
     def received_attention(self) -> Float[Tensor, "crops patches"]:
         """Attention that each patch receives, averaged over heads and all queries.
 
@@ -153,11 +181,31 @@ class Reduced:
         tokens: [crops, kept, width] features, in the order in which the language model reads them.
         source: [crops, kept] patch each token stands for, or `CLS_SOURCE` / `MERGED_SOURCE`.
         merged_into: [crops, patches] slot in `tokens` that a patch was folded into, -1 for none.
+        counts: tokens of each crop, where they differ; slots behind them are padding.
     """
 
     tokens: Float[Tensor, "crops kept width"]
     source: Int[Tensor, "crops kept"]
     merged_into: Int[Tensor, "crops patches"] | None = None
+    counts: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text that stands behind the images of a prompt, as it entered the decoder.
+
+    Attributes:
+        index: [batch, text] its positions in the current sequence; padding lies anywhere.
+        behind: [images, text] which of them really are text behind this image. Where an image is
+            followed by none, the prompt's last token stands for it.
+        embeddings: [batch, text, width] its word embeddings.
+        visual: [images, entered, width] what stood for the images then.
+    """
+
+    index: Int[Tensor, "batch text"]
+    behind: Bool[Tensor, "images text"]
+    embeddings: Float[Tensor, "batch text width"]
+    visual: Float[Tensor, "images entered width"]
 
 
 class LayerView:
@@ -170,6 +218,8 @@ class LayerView:
         crops: crops of each image (LLaVA-1.5: 1), so that a budget per crop can be applied.
         patches: patch tokens of an untouched crop.
         rows: [images] batch row of each image.
+        decoder_layers: layers of the decoder.
+        entered: visual tokens of each image that the decoder was given.
     """
 
     def __init__(
@@ -182,7 +232,11 @@ class LayerView:
         patches: int,
         rows: Int[Tensor, " images"],
         last: Int[Tensor, " batch"],
-        attention_of: Callable[[Tensor], Float[Tensor, "batch heads queries length"]],
+        attention_of: Callable[..., Float[Tensor, "batch heads queries length"]],
+        decoder_layers: int = 0,
+        entered: tuple[int, ...] = (),
+        real: Bool[Tensor, "batch length"] | None = None,
+        text_of: Callable[[], Text] | None = None,
     ) -> None:
         self.layer = layer
         self.visual = visual
@@ -190,9 +244,13 @@ class LayerView:
         self.crops = crops
         self.patches = patches
         self.rows = rows
+        self.decoder_layers = decoder_layers
+        self.entered = entered or counts
         self._hidden = hidden
         self._last = last
         self._attention_of = attention_of
+        self._real = real
+        self._text_of = text_of
 
     @property
     def tokens(self) -> Float[Tensor, "images visual width"]:
@@ -207,6 +265,40 @@ class LayerView:
         """
         return self.attention_from(self._last[:, None])[:, :, 0]
 
+    @cached_property
+    def text(self) -> Text:
+        """The text behind the images.
+
+        Raises:
+            UnsupportedError: for a view that was made without a prompt.
+        """
+        if self._text_of is None:
+            raise UnsupportedError("The text behind the images is asked for, but there is none.")
+        return self._text_of()
+
+    @property
+    def real(self) -> Bool[Tensor, "batch length"]:
+        """Which positions of the sequence are not padding."""
+        if self._real is None:
+            return torch.ones(self._hidden.shape[:2], dtype=torch.bool, device=self._hidden.device)
+        return self._real
+
+    def attention_rows(
+        self, queries: Int[Tensor, "batch queries"], temperature: float = 1.0
+    ) -> Float[Tensor, "batch heads queries length"]:
+        """Attention from chosen positions to the whole sequence, in the layer before.
+
+        Args:
+            queries: the positions.
+            temperature: divides the logits; below 1 the attention gets sharper than the model's.
+        """
+        return self._attention_of(queries, temperature)
+
+    def on_visual(self, values: Float[Tensor, "batch length"]) -> Float[Tensor, "images visual"]:
+        """A value per position, of every visual token; padding slots hold -1."""
+        picked = values[self.rows[:, None], self._visual_or_any]
+        return picked if self._slots is None else picked.masked_fill(~self._slots, -1.0)
+
     def attention_from(
         self, queries: Int[Tensor, "batch queries"]
     ) -> Float[Tensor, "images heads queries visual"]:
@@ -214,11 +306,16 @@ class LayerView:
         per_prompt = self._attention_of(queries)[self.rows]
         index = self._visual_or_any[:, None, None].expand(-1, *per_prompt.shape[1:3], -1)
         picked = per_prompt.gather(-1, index)
+        slots = self._slots
+        return picked if slots is None else picked.masked_fill(~slots[:, None, None], -1.0)
+
+    @property
+    def _slots(self) -> Bool[Tensor, "images visual"] | None:
+        """Which slots of `visual` hold a token; None: all of them."""
         if len(set(self.counts)) == 1:
-            return picked
-        slot = torch.arange(self.visual.shape[1], device=picked.device)
-        real = slot < torch.tensor(self.counts, device=picked.device)[:, None]
-        return picked.masked_fill(~real[:, None, None], -1.0)
+            return None
+        slot = torch.arange(self.visual.shape[1], device=self.visual.device)
+        return slot < torch.tensor(self.counts, device=slot.device)[:, None]
 
     @property
     def _visual_or_any(self) -> Int[Tensor, "images visual"]:
@@ -246,10 +343,15 @@ class Kept:
         index: [images, kept] into the view's `visual` axis; the first `counts[i]` of row i are
             ascending and stay, the others are padding.
         counts: how many tokens each image keeps.
+        values: [images, kept, width] hidden states that these places hold from now on, where a
+            method makes new tokens of dropped ones; None: those that they have.
+        holds: [images, kept] whose states these are: an index into `visual`, or `MERGED_SOURCE`.
     """
 
     index: Int[Tensor, "images kept"]
     counts: tuple[int, ...]
+    values: Float[Tensor, "images kept width"] | None = None
+    holds: Int[Tensor, "images kept"] | None = None
 
 
 def keep_top(score: Float[Tensor, "images visual"], counts: tuple[int, ...]) -> Kept:

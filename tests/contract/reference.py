@@ -9,8 +9,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from tiny_hosts import IMAGE, PATCHES, SIDE, Picture, Row, pictures_of, prompt
+from reference_baselines import BASELINES, baseline_tokens
+from reference_inside import INSIDE, aim_states, aim_tokens, inside_logits
+from reference_schedules import scheduled_logits
+from tiny_hosts import (
+    IMAGE,
+    PATCHES,
+    SCHEDULES,
+    SIDE,
+    Picture,
+    Row,
+    guide_for,
+    pictures_of,
+    prompt,
+)
 from torch import Tensor
+
+from frugalvlm.methods import Vanilla
 
 Token = tuple[str, int, Tensor]  # "cls", "patch" or "merged"; patch number or slot; features
 
@@ -116,6 +131,15 @@ def reduced_tokens(
         ]
     if method.key == "fastervlm":
         return fastervlm_tokens(*states, method.kept_tokens)
+    if method.key in ("aim", "aim_mask"):
+        pairs = zip(*aim_states(model, crops), strict=True)
+        return [aim_tokens(features, keys, method.kept_tokens) for features, keys in pairs]
+    if method.key in BASELINES:
+        features, _, keys, has_cls = states
+        return [
+            baseline_tokens(method, model, crops[i], features[i], keys[i], has_cls)
+            for i in range(len(crops))
+        ]
     true_mean = method.key == "visionzip_mean"
     return visionzip_tokens(*states, method.dominant, method.contextual, true_mean)
 
@@ -155,12 +179,14 @@ def embeddings(
     marked = (inputs["input_ids"][0] == IMAGE).tolist()
     images: list[Tensor] = []
     pictures = pictures_of(row)
-    if pictures and method.key in ("vanilla", "fastv"):
+    untouched = method.key in ("vanilla", "fastv", "sgl", "sparsevlm", "sparsevlm_rank")
+    untouched = untouched or method.key in SCHEDULES
+    if pictures and untouched:
         sizes = {"image_sizes": inputs["image_sizes"]} if host == "llava_next" else {}
         packed = model.get_image_features(inputs["pixel_values"], **sizes).pooler_output
         images = [p.reshape(-1, text.shape[-1]) for p in packed]
     start = 0
-    for picture in pictures if method.key not in ("vanilla", "fastv") else []:
+    for picture in pictures if not untouched else []:
         count = picture.crops(host)
         crops = reduced_tokens(
             method, model, picture.pixels(host), random_kept[start : start + count]
@@ -226,6 +252,31 @@ def fastv_dropped(
     return dropped
 
 
+@torch.no_grad()
+def sgl_scores(
+    guide: Any, host: str, row: Row, steps: int, maps_of: Any = decoder_attention
+) -> list[list[float]]:
+    """What SGL adds up for each visual token of a prompt, from whole maps of the guide.
+
+    `maps_of(guide, embeds, layer)` gives the map [heads, length, length] of a layer.
+    """
+    embeds, places = embeddings(Vanilla(), guide, host, row, [])
+    if not places:
+        return []
+    for _ in range(steps - 1):  # the last token of the answer is never read again
+        hidden = guide.model.language_model(inputs_embeds=embeds, use_cache=False)[0]
+        said = guide.lm_head(hidden[:, -1:]).argmax(-1)
+        embeds = torch.cat([embeds, guide.get_input_embeddings()(said)], 1)
+    scores = [[0.0] * len(image) for image in places]
+    for layer in range(guide.config.text_config.num_hidden_layers):
+        maps = maps_of(guide, embeds, layer)
+        for query in range(places[-1][-1], embeds.shape[1]):
+            for image, score in zip(places, scores, strict=True):
+                for i, place in enumerate(image):
+                    score[i] += float(maps[:, query, place].sum())
+    return scores
+
+
 @contextmanager
 def hidden_keys(model: Any, dropped: list[int], from_layer: int) -> Any:
     """The untouched model, with keys hidden from a layer on by a 4-D mask."""
@@ -268,8 +319,19 @@ def expected_logits(
     if method.key == "fastv":
         from_layer = method.k
         dropped = fastv_dropped(model, embeds, places, method.k, kept)
+    if method.key == "sgl":
+        (from_layer,) = method.layers(layers)
+        scores = sgl_scores(guide_for(model).model, host, row, steps=3)
+        for image, score, count in zip(places, scores, kept, strict=True):
+            dropped += [p for i, p in enumerate(image) if i not in top(score, count)]
     new = model.get_input_embeddings()(torch.tensor([answer], dtype=torch.long))
+    if method.key in SCHEDULES:
+        crops = [p.crops(host) for p in pictures_of(row)]
+        return scheduled_logits(method, model, embeds, places, crops, new)
     embeds = torch.cat([embeds, new], 1)
+    if method.key in INSIDE:
+        crops = [p.crops(host) for p in pictures_of(row)]
+        return inside_logits(method, model, embeds, places, crops, prompt_length)
     with hidden_keys(model, dropped, from_layer):
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False)[0]
     lengths = [prompt_length - (len(dropped) if i >= from_layer else 0) for i in range(layers)]

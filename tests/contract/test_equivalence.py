@@ -4,15 +4,16 @@ import pytest
 import torch
 from reference import expected_logits
 from tiny_hosts import (
+    ADAPTIVE,
     KEPT,
     LAYERS,
     MANY,
     ONE,
     PAIRS,
     PATCHES,
-    K,
     Picture,
     cache_lengths,
+    layer_tokens,
     make,
     model_for,
     pictures_of,
@@ -100,25 +101,20 @@ def test_the_requested_count_is_the_actual_count(key, host, rows):
         assert short == full
         assert trace.tokens_per_layer == []
         return
-    first = K if key == "fastv" else 0
-    tokens, crops = ([getattr(p, n)(host) for p in pictures] for n in ("tokens", "crops"))
-    wanted = [KEPT * c for c in crops]
-    assert trace.tokens_per_layer == [
-        sum(wanted if i >= first else tokens) / len(pictures) for i in range(LAYERS)
-    ]
-    assert trace.spread == [
-        (min(c), max(c)) for c in (wanted if i >= first else tokens for i in range(LAYERS))
-    ]
+    crops = [p.crops(host) for p in pictures]
+    wanted = list(zip(*(layer_tokens(key, p, host) for p in pictures), strict=True))
+    if key not in ADAPTIVE:  # those keep what the picture needs
+        assert trace.tokens_per_layer == [sum(layer) / len(pictures) for layer in wanted]
+        assert trace.spread == [(min(layer), max(layer)) for layer in wanted]
     assert trace.mean_tokens == sum(trace.tokens_per_layer) / LAYERS
     if rows == ONE:
-        assert short == [
-            n - (tokens[0] - wanted[0] if i >= first else 0) for i, n in enumerate(full)
-        ]
+        whole = pictures[0].tokens(host)
+        assert short == [n - whole + t for n, t in zip(full, trace.tokens_per_layer, strict=True)]
     assert len(trace.kept) == sum(crops)
     for row in trace.kept:
         assert row == sorted(set(row)), "kept patches are not ascending and unique"
         assert all(0 <= patch < PATCHES for patch in row)
-    if key in ("random", "fastervlm") or (key == "fastv" and host != "llava_next"):
+    if key in ("random", "fastervlm", "uniform", "divprune") or (key in ("fastv", "sgl") and host != "llava_next"):
         assert [len(row) for row in trace.kept] == [KEPT] * sum(crops)
     if key.startswith("visionzip"):
         has_cls = host != "llava_siglip"

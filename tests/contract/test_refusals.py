@@ -3,12 +3,14 @@
 import pytest
 import torch
 from tiny_hosts import (
+    EVERY,
     HOSTS,
     KEPT,
     MANY,
     PAIRS,
     PATCHES,
     UNSUPPORTED,
+    UNTRACED,
     K,
     Picture,
     build,
@@ -20,10 +22,20 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import (
+    AIM,
     METHODS,
+    SGL,
+    AIMMask,
+    AvgPool,
+    DivPrune,
+    Downsample,
+    EncoderReducer,
     FasterVLM,
     FastV,
+    PruMergePlus,
     Random,
+    ToMe,
+    Uniform,
     Vanilla,
     VisionZip,
     VisionZipMean,
@@ -32,14 +44,14 @@ from frugalvlm.methods import (
 from frugalvlm.views import BudgetError, UnsupportedError
 
 
-@pytest.mark.parametrize(("key", "host"), PAIRS)
+@pytest.mark.parametrize(("key", "host"), EVERY)
 def test_two_calls_give_the_same(key, host):
     model, inputs = model_for(host), prompt(host, MANY)
     with make(key).on(model) as trace, torch.no_grad():
         first = model(**inputs).logits
-        kept = trace.kept if key != "vanilla" else []
+        kept = trace.kept if key not in UNTRACED else []
         second = model(**inputs).logits
-        assert kept == (trace.kept if key != "vanilla" else [])
+        assert kept == (trace.kept if key not in UNTRACED else [])
     assert torch.equal(first, second)
 
 
@@ -51,7 +63,13 @@ def test_impossible_budgets(key, budget):
 
 
 @pytest.mark.parametrize("budget", [0, -1, PATCHES + 1, True, 3.5])
-@pytest.mark.parametrize("kind", [Random, FastV, FasterVLM, VisionZip, VisionZipMean])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Random, Uniform, AvgPool, Downsample, ToMe, DivPrune, PruMergePlus, FastV, FasterVLM,
+        VisionZip, VisionZipMean, AIM,
+    ],
+)  # fmt: skip
 def test_impossible_budgets_of_a_method_made_by_hand(kind, budget):
     method = kind(budget, 0) if issubclass(kind, VisionZip) else kind(budget)
     model = model_for("llava_clip")
@@ -141,7 +159,7 @@ def test_text_only_prompts_pass_through(key, host):
                         getattr(trace, name)
 
 
-@pytest.mark.parametrize(("key", "host"), PAIRS)
+@pytest.mark.parametrize(("key", "host"), EVERY)
 def test_static_caches_are_refused(key, host):
     if key == "vanilla":
         pytest.skip("vanilla changes nothing")
@@ -159,7 +177,7 @@ def test_generation_that_takes_the_cache_apart_is_refused(setting):
 
 @pytest.mark.parametrize(("key", "host"), PAIRS)
 def test_features_computed_before(key, host):
-    """Layer reducers take them; encoder reducers cannot, and say so."""
+    """Layer reducers take them; encoder reducers and guides cannot, and say so."""
     model, inputs = model_for(host), prompt(host)
     if not hasattr(model, "_supports_mm_encoder_outputs"):
         pytest.skip("this version of Transformers takes no features computed before")
@@ -169,7 +187,7 @@ def test_features_computed_before(key, host):
     sizes = {"image_sizes": inputs["image_sizes"]} if host == "llava_next" else {}
     features = {"image": model.get_image_features(pixels, **sizes)}
     with make(key).on(model), torch.no_grad():
-        if key in ("vanilla", "fastv"):
+        if not issubclass(METHODS[key], EncoderReducer | SGL):
             logits = model(**inputs, mm_encoder_outputs=features).logits
             assert torch.equal(logits, expected)
         else:
@@ -251,6 +269,11 @@ def test_two_methods_at_one_place_are_refused():
         Random(4).on(model).__enter__()
     with FastV(KEPT).on(model), pytest.raises(UnsupportedError, match=f"before layer {K}"):
         FastV(3).on(model).__enter__()
+    masked = AIMMask(4, l1=1, l2=3)
+    with FastV(KEPT, k=1).on(model), pytest.raises(UnsupportedError, match="do not go together"):
+        masked.on(model).__enter__()
+    with masked.on(model), pytest.raises(UnsupportedError, match="do not go together"):
+        FastV(KEPT, k=1).on(model).__enter__()
 
 
 @pytest.mark.parametrize("host", ["llava_clip", "llava_siglip"])

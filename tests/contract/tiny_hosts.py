@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,11 +20,41 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from frugalvlm.methods import METHODS, Method, Vanilla, VisionZip, VisionZipMean
+from frugalvlm.guidance import Guide
+from frugalvlm.methods import (
+    AIM,
+    METHODS,
+    SGL,
+    AIMMask,
+    EarlyExit,
+    GSearch,
+    Method,
+    SparseVLMRank,
+    Vanilla,
+    VisionZip,
+    VisionZipMean,
+)
 
 HOSTS = ("llava_clip", "llava_siglip", "llava_gqa", "llava_next")
-UNSUPPORTED = {("fastervlm", "llava_siglip")}  # these must refuse; see test_refusals
-PAIRS = [(key, host) for key in METHODS for host in HOSTS if (key, host) not in UNSUPPORTED]
+UNSUPPORTED = {  # these must refuse; see test_refusals
+    ("fastervlm", "llava_siglip"),
+    ("prumerge_plus", "llava_siglip"),
+}
+# Methods that act while an answer is decoded and leave visual tokens alone: contracts about kept
+# tokens, and about passes that decode nothing, do not speak of them. See tests/methods.
+DEPTH = ("early_exit",)
+UNTRACED = ("vanilla", *DEPTH)
+ADAPTIVE = tuple(key for key, method in METHODS.items() if method.adaptive)
+PAIRS = [
+    (key, host)
+    for key in METHODS
+    for host in HOSTS
+    if key not in DEPTH and (key, host) not in UNSUPPORTED
+]
+EVERY = [*PAIRS, *((key, host) for key in DEPTH for host in HOSTS)]
+
+# Methods that cut more than once: tokens per crop at every layer, where `make` keeps KEPT.
+SCHEDULES = {"gsearch": (16, 16, 10, 6), "pyramiddrop": (16, 11, 8, 6)}
 
 VOCAB, PAD, BOS, IMAGE = 64, 0, 1, 60
 CROP, SIDE = 24, 4  # a crop is 24 pixels and 4 x 4 patches wide
@@ -35,9 +66,40 @@ def make(key: str, kept: int = KEPT) -> Method:
     """A method that keeps `kept` of 16 tokens per crop; two of them merged, where it merges."""
     if key == "vanilla":
         return Vanilla()
+    if key == "early_exit":
+        return EarlyExit(threshold=0.25)  # about every third token leaves early
+    if key == "gsearch":
+        rates = (1.0, 1.0, min(kept + 4, PATCHES) / PATCHES, kept / PATCHES)
+        return GSearch(rates=rates)
+    if key == "sgl":
+        return Guided(kept, K / LAYERS)
+    if key in ("aim", "aim_mask"):  # pruned before layers 2 and 3
+        return {"aim": AIM, "aim_mask": AIMMask}[key](kept, l1=1, l2=4, prune=kept < PATCHES)
+    if key == "sparsevlm_rank" and kept < PATCHES:
+        return SparseVLMRank(scale=kept / 3, bias=1.0)
     if key in ("visionzip", "visionzip_mean") and kept < PATCHES:
         return {"visionzip": VisionZip, "visionzip_mean": VisionZipMean}[key](kept - 2, 2)
     return METHODS[key].for_budget(kept, PATCHES)
+
+
+def layer_tokens(key: str, picture: Picture, host: str) -> list[int]:
+    """Visual tokens of a picture at each decoder layer under `make(key)`."""
+    whole, crops = picture.tokens(host), picture.crops(host)
+    if key == "vanilla":
+        return [whole] * LAYERS
+    if key in ("fastv", "sgl"):
+        return [whole] * K + [KEPT * crops] * (LAYERS - K)
+    if key in SCHEDULES:
+        return [whole if n == PATCHES else n * crops for n in SCHEDULES[key]]
+    if key == "aim":
+        return [KEPT * crops, KEPT * crops, KEPT * crops * 2 // 3, KEPT * crops // 3]
+    if key == "sparsevlm":
+        counts = [whole]
+        for kept in (9 * crops, 6 * crops, 3 * crops):  # shares of 300, 200, 110 of 192
+            pool = int(0.3 * (counts[-1] - kept)) + 1
+            counts.append(kept + pool // 10 + 1)
+        return counts
+    return [KEPT * crops] * LAYERS
 
 
 @cache
@@ -46,16 +108,47 @@ def model_for(host: str, attention: str = "sdpa", dtype: torch.dtype = torch.flo
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build(host, attention)
-    generator = torch.Generator().manual_seed(len(host))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            noise = torch.randn(weight.shape, generator=generator)
-            if weight.ndim > 1:
-                weight.copy_(noise * (0.8 if "embed" in name else 0.25))
-            else:
-                weight.add_(noise * 0.1)
-        model.lm_head.weight[IMAGE] = 0.0  # never says the placeholder
+    enliven(model, len(host))
     return model.to(dtype).eval()
+
+
+@torch.no_grad()
+def enliven(model: Any, seed: int) -> None:
+    """Larger random weights, so that attention is far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in model.named_parameters():
+        noise = torch.randn(weight.shape, generator=generator)
+        if weight.ndim > 1:
+            weight.copy_(noise * (0.8 if "embed" in name else 0.25))
+        else:
+            weight.add_(noise * 0.1)
+    model.lm_head.weight[IMAGE] = 0.0  # never says the placeholder
+
+
+@cache
+def guide_for(model: Any) -> Guide:
+    """A small model of the model's own family: two decoder layers, weights of its own."""
+    config = copy.deepcopy(model.config)
+    config.text_config.num_hidden_layers = 2
+    if getattr(config.text_config, "layer_types", None):
+        config.text_config.layer_types = config.text_config.layer_types[:2]
+    config._attn_implementation = "sdpa"
+    meta = next(model.parameters()).is_meta
+    with torch.random.fork_rng(), torch.device("meta" if meta else "cpu"):
+        torch.manual_seed(1)
+        small = type(model)(config)
+    if not meta:
+        enliven(small, 99)
+    return Guide(small.to(model.dtype).eval(), "tiny", max_new_tokens=3)
+
+
+@dataclass(frozen=True)
+class Guided(SGL):
+    """SGL with the tiny guide of whichever model it is put on."""
+
+    def on(self, model: Any, placeholders: torch.Tensor | None = None) -> Any:
+        """As SGL's own."""
+        return SGL(self.kept_tokens, self.depth, guide=guide_for(model)).on(model, placeholders)
 
 
 def build(host: str, attention: str = "sdpa") -> PreTrainedModel:

@@ -1,5 +1,6 @@
 """Notebooks run small under nbval, refuse what they do not know, and carry no outputs."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from pathlib import Path
 import nbformat
 import papermill
 import pytest
+import torch
 from papermill.parameterize import parameterize_notebook
 
+from frugalvlm.loading import save_vlm
 from frugalvlm.paths import project_root
+from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.study import notebooks
 from frugalvlm.study.papers import KEYS
 
@@ -21,6 +25,10 @@ SMALL = {
     "budgets": 1,
     "repeats": 2,
     "energy_window_s": 0.1,
+}
+SMALL_TRAINING = {
+    **dict.fromkeys(("language_steps", "tower_steps", "align_steps", "instruct_steps"), 2),
+    "scenes": 3,
 }
 
 
@@ -44,27 +52,91 @@ def test_paper_notebooks_carry_the_papers_keys():
     assert {p.stem for p in SOURCES if p.parent.name == "papers"} <= set(KEYS)
 
 
-@pytest.mark.notebook
-def test_visionzip_notebook_runs_under_nbval(tmp_path):
+def _run_under_nbval(source: Path, parameters: dict, tmp_path: Path) -> None:
     """The source notebook with small parameters, cell by cell, its own assertions included."""
-    source = notebooks.paper_notebook("visionzip")
-    small = parameterize_notebook(papermill.iorw.load_notebook_node(str(source)), SMALL)
-    copy = tmp_path / "visionzip.ipynb"
+    small = parameterize_notebook(papermill.iorw.load_notebook_node(str(source)), parameters)
+    copy = tmp_path / source.name
     nbformat.write(small, copy)
-    results = tmp_path / "results"
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", "-p",
          "no:cacheprovider", "--rootdir", str(tmp_path), "-c", os.devnull, "-q", str(copy)],
         capture_output=True, text=True, cwd=tmp_path,
-        env={**os.environ, **notebooks.QUIET, "FRUGALVLM_RESULTS": str(results)},
+        env={**os.environ, **notebooks.QUIET, "FRUGALVLM_RESULTS": str(tmp_path / "results")},
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     cells = sum(cell.cell_type == "code" for cell in small.cells)
     assert f"{cells} passed" in done.stdout
+
+
+@pytest.mark.notebook
+def test_training_notebook_runs_under_nbval(tmp_path):
+    source = project_root() / "notebooks" / "learn" / "train_a_pocket_vlm.ipynb"
+    _run_under_nbval(source, {**SMALL_TRAINING, "folder": str(tmp_path / "run")}, tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(e["stage"], e["step"]) for e in log] == [
+        (stage, step) for stage in ("language", "tower", "align", "instruct") for step in (0, 1)
+    ]
+
+
+@pytest.mark.notebook
+def test_benchmark_notebook_runs_under_nbval(tmp_path):
+    source = project_root() / "notebooks" / "learn" / "the_pocket_benchmarks.ipynb"
+    save_vlm(build_model("pocket-llava-tiny"), build_processor(), tmp_path / "tiny")
+    small = {"n": 12, "benchmarks": ["pocket-gqa"], "budgets": [16], "images": 4}
+    _run_under_nbval(source, {**small, "model": str(tmp_path / "tiny")}, tmp_path)
+    records = list((tmp_path / "results/pocket/benchmarks/records").glob("*.json"))
+    # Untouched, blank and four choices; seven exits of eight layers; the attention maps.
+    assert len(records) == 2 + 4 + 7 + 1
+
+
+@pytest.mark.notebook
+def test_visionzip_notebook_runs_under_nbval(tmp_path):
+    results = tmp_path / "results"
+    _run_under_nbval(notebooks.paper_notebook("visionzip"), SMALL, tmp_path)
     records = list((results / "pocket" / "visionzip" / "records").glob("*.json"))
     # Two benchmarks, vanilla and four methods, one budget; efficiency and attention.
     assert len(records) == 2 * 5 + 2
     assert (results / "pocket" / "visionzip" / "kept_tokens.png").stat().st_size > 10_000
+
+
+@pytest.mark.notebook
+def test_fastervlm_notebook_runs_under_nbval(tmp_path):
+    torch.manual_seed(0)
+    save_vlm(build_model("pocket-llava-tiny"), build_processor(), tmp_path / "tiny")
+    small = {**SMALL, "model": str(tmp_path / "tiny")}
+    _run_under_nbval(notebooks.paper_notebook("fastervlm"), small, tmp_path)
+    records = tmp_path / "results" / "pocket" / "fastervlm" / "records"
+    # Two benchmarks, vanilla and nine methods, one budget; efficiency, attention, the analysis.
+    assert len(list(records.glob("*.json"))) == 2 * 10 + 3
+    assert (records.parent / "kept_tokens.png").stat().st_size > 10_000
+
+
+@pytest.mark.notebook
+def test_sgl_notebook_runs_under_nbval(tmp_path):
+    """With models of random weights, so that it depends on none that is trained."""
+    for key, name in (("model", "pocket-llava-tiny"), ("guide", "pocket-llava-small")):
+        torch.manual_seed(0)
+        save_vlm(build_model(name), build_processor(), tmp_path / key)
+    folders = {key: str(tmp_path / key) for key in ("model", "guide")}
+    _run_under_nbval(notebooks.paper_notebook("sgl"), {**SMALL, **folders}, tmp_path)
+    records = tmp_path / "results" / "pocket" / "sgl" / "records"
+    # Two benchmarks: vanilla and four methods, SGL at the smallest budget, its twelve variants, its
+    # guide and three exits; efficiency and attention; three analyses.
+    assert len(list(records.glob("*.json"))) == 2 * (5 + 1 + 12 + 4) + 2 + 3
+    assert (records.parent / "kept_tokens.png").stat().st_size > 10_000
+
+
+@pytest.mark.notebook
+def test_aim_notebook_runs_under_nbval(tmp_path):
+    """With a model of random weights, so that it depends on none that is trained."""
+    torch.manual_seed(0)
+    save_vlm(build_model("pocket-llava-tiny"), build_processor(), tmp_path / "tiny")
+    small = {**SMALL, "model": str(tmp_path / "tiny")}
+    _run_under_nbval(notebooks.paper_notebook("aim"), small, tmp_path)
+    records = tmp_path / "results" / "pocket" / "aim" / "records"
+    # Two benchmarks: vanilla, five methods and three of the ablation; efficiency and attention.
+    assert len(list(records.glob("*.json"))) == 2 * (1 + 5 + 3) + 2
+    assert (records.parent / "kept_tokens.png").stat().st_size > 10_000
 
 
 def _notebook(folder: Path, cell: str, kernel: str = "python3") -> Path:

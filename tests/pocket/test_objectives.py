@@ -1,72 +1,19 @@
-"""The packed loss equals separate prompts, and labels say what the picture shows."""
+"""Labels, pixels and symbolic pictures say what the scene's record says."""
 
 import numpy as np
 import pytest
 import torch
-from torch.nn import functional as F
 
 from frugalvlm.pocket.models import build_model, build_processor, build_tokenizer
-from frugalvlm.pocket.objectives import packed_question_loss, patch_labels, pixel_values
-from frugalvlm.pocket.questions import training_questions
-from frugalvlm.pocket.recipe import QuestionEncoder
-from frugalvlm.pocket.scenes import KINDS, draw, make_scene
-
-
-@pytest.fixture(scope="module")
-def tiny():
-    torch.manual_seed(0)
-    return build_model("pocket-llava-tiny").double().eval()
-
-
-def _separate_loss(model, processor, scenes, questions):
-    """Every question as a prompt of its own, through the public processor and forward."""
-    losses = []
-    for scene, items in zip(scenes, questions, strict=True):
-        for q in items:
-            text = f"USER: <image>\n{q.text} ASSISTANT:"
-            inputs = processor(images=scene.image(), text=text, return_tensors="pt")
-            answer = processor.tokenizer(q.answer, add_special_tokens=False).input_ids
-            answer = torch.tensor([[*answer, processor.tokenizer.eos_token_id]])
-            ids = torch.cat([inputs.input_ids, answer], 1)
-            logits = model(
-                input_ids=ids,
-                attention_mask=torch.ones_like(ids),
-                pixel_values=inputs.pixel_values.double(),
-            ).logits[0, inputs.input_ids.shape[1] - 1 : -1]
-            losses.append(F.cross_entropy(logits, answer[0], reduction="none"))
-    return torch.cat(losses).mean()
-
-
-def test_packed_loss_equals_separate_prompts(tiny):
-    scenes = [make_scene("train", i) for i in (3, 5)]
-    questions = [
-        training_questions(s, np.random.default_rng(0), n)
-        for s, n in zip(scenes, (5, 9), strict=True)
-    ]
-    encode = QuestionEncoder(build_tokenizer())
-    packs = [[encode(q.text, q.answer) for q in items] for items in questions]
-    pixels = pixel_values([draw(s) for s in scenes]).double()
-    with torch.no_grad():
-        loss, _ = packed_question_loss(tiny, pixels, encode.prefix, packs, train_tower=False)
-        expected = _separate_loss(tiny, build_processor(), scenes, questions)
-    # The packed path keeps logits in float32.
-    torch.testing.assert_close(loss.double(), expected, rtol=1e-6, atol=0)
-
-
-def test_packed_questions_do_not_see_each_other(tiny):
-    scene = make_scene("train", 5)
-    encode = QuestionEncoder(build_tokenizer())
-    pixels = pixel_values([draw(scene)]).double()
-    first = encode("what color is the square?", "orange")
-    losses = []
-    for other in ("how many things are there?", "what is at the top left?"):
-        packs = [[encode(other, "4"), first]]
-        rows = []
-        hook = tiny.lm_head.register_forward_hook(lambda m, a, out, rows=rows: rows.append(out))
-        packed_question_loss(tiny, pixels, encode.prefix, packs, train_tower=False)
-        hook.remove()
-        losses.append(rows[0][-len(first[1]) :])
-    torch.testing.assert_close(losses[0], losses[1], rtol=1e-12, atol=1e-12)
+from frugalvlm.pocket.objectives import (
+    LanguageObjective,
+    Scaffold,
+    VisualWords,
+    patch_labels,
+    pixel_values,
+    scene_labels,
+)
+from frugalvlm.pocket.scenes import COLORS, KINDS, draw, make_scene
 
 
 def test_pixels_are_those_of_the_processor():
@@ -75,14 +22,81 @@ def test_pixels_are_those_of_the_processor():
     torch.testing.assert_close(pixel_values([draw(scene)]), given.pixel_values, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_patch_labels_lie_on_things(seed):
-    scene = make_scene("train", seed)
-    kind, _ = patch_labels(scene)
-    kind = kind.reshape(12, 12)
+def _words_at(scene, row, col):
+    """What covers the centre of a patch, in words: a slow look at the scene's record."""
+    x, y = 8 * col + 4, 8 * row + 4
+    third = {0: ("top", "left"), 1: ("middle", "middle"), 2: ("bottom", "right")}
+    vertical, horizontal = third[row // 4][0], third[col // 4][1]
+    place = "center" if vertical == horizontal == "middle" else f"{vertical} {horizontal}"
     for t in scene.things:
-        row, col = (t.y + t.size // 2) // 8, (t.x + t.size // 2) // 8
-        assert kind[row, col] == KINDS.index(t.kind)
-    if scene.plate is None:
-        covered = sum((t.size / 8) ** 2 for t in scene.things)
-        assert 0.5 * covered < (kind != len(KINDS)).sum() < 1.6 * covered
+        if t.x < x < t.x + t.size and t.y < y < t.y + t.size:
+            return f"{t.color} {t.kind} {place}"
+    if (plate := scene.plate) is not None and plate.y < y < plate.y + plate.size[1]:
+        at = (x - plate.x - 3) / 16
+        if 0 < at < len(plate.number) and at % 1:  # on the border of two digits there is neither
+            return f"plate {plate.number[int(at)]} {place}"
+    return f"nothing {place}"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_symbolic_patch_is_the_sum_of_its_words(seed):
+    torch.manual_seed(0)
+    tokenizer, scene = build_tokenizer(), make_scene("train", seed)
+    words = torch.randn(len(tokenizer), 16)
+    visual = VisualWords(tokenizer, 16)
+    kinds, colors = (torch.from_numpy(a)[None] for a in patch_labels(scene))
+    features = visual(words, kinds, colors)[0].detach()
+    for row in range(12):
+        for col in range(12):
+            said = tokenizer(_words_at(scene, row, col), add_special_tokens=False).input_ids
+            expected = words[said].sum(0) + visual.row.weight[row] + visual.col.weight[col]
+            torch.testing.assert_close(features[12 * row + col], expected.detach())
+
+
+def test_scenes_with_things_and_plates_are_among_those_looked_at():
+    scenes = [make_scene("train", seed) for seed in range(6)]
+    assert any(s.plate for s in scenes)
+    assert any(not s.plate for s in scenes)
+    assert any(len(s.things) > 2 for s in scenes)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_scene_labels_name_every_coloured_kind_and_plate_digit(seed):
+    scene = make_scene("train", seed)
+    present = scene_labels(scene)
+    pairs = [(kind, color) for kind in KINDS for color in COLORS]
+    named = {pairs[i] for i in np.flatnonzero(present[: len(pairs)])}
+    assert named == {(t.kind, t.color) for t in scene.things}
+    digits = {str(i) for i in np.flatnonzero(present[len(pairs) :])}
+    assert digits == set(scene.plate.number if scene.plate else "")
+
+
+class _Captured(LanguageObjective):
+    """Keeps the features instead of asking about them."""
+
+    def _loss(self, features, packs, rng):
+        self.features = features
+        return features.sum(), {}
+
+
+def test_language_shows_everything_covered_and_some_ground_in_reading_order():
+    torch.manual_seed(0)
+    tokenizer, model = build_tokenizer(), build_model("pocket-llava-tiny")
+    scaffold = Scaffold(model, tokenizer)
+    objective = _Captured(model, scaffold, tokenizer, 4)
+    scenes = [make_scene("train", seed, most) for seed, most in ((3, 1), (4, 5), (5, 5))]
+    lengths = set()
+    for seed in range(8):
+        objective(scenes, np.random.default_rng(seed))
+        lengths.add(objective.features.shape[1])
+        for scene, shown in zip(scenes, objective.features, strict=True):
+            kinds, colors = (torch.from_numpy(a)[None] for a in patch_labels(scene))
+            patches = scaffold.words(model.get_input_embeddings().weight, kinds, colors)[0]
+            # Patches are all different (row and column codes), so a feature names its patch.
+            at = torch.cdist(shown, patches).argmin(1)
+            torch.testing.assert_close(shown, patches[at])
+            assert (at.diff() > 0).all(), "in order, none twice"
+            covered = set(np.flatnonzero(kinds[0].numpy() != len(KINDS)))
+            assert covered <= set(at.tolist())
+    assert len(lengths) > 4, "prompts of many lengths"
+    assert max(lengths) <= 144

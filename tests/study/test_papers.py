@@ -109,9 +109,19 @@ def test_description_is_complete(paper: Paper) -> None:
         assert re.fullmatch(r"[0-9a-f]{7,40}", paper.code.commit or "")
 
 
-def test_only_visionzip_is_reproduced_yet(paper: Paper) -> None:
+REPRODUCED = {
+    "visionzip": {"pocket", "blueprint"},
+    "gsearch": {"pocket", "blueprint"},
+    "early_exit": {"pocket"},
+    "sgl": {"pocket"},
+    "fastervlm": {"pocket", "blueprint"},
+    "aim": {"pocket", "blueprint"},
+}
+
+
+def test_what_is_reproduced(paper: Paper) -> None:
     done = {scale for scale, state in paper.status.items() if state == "reproduced"}
-    assert done == ({"pocket", "blueprint"} if paper.key == "visionzip" else set())
+    assert done == REPRODUCED.get(paper.key, set())
 
 
 def test_claims_say_where_they_can_be_tested(paper: Paper) -> None:
@@ -313,6 +323,33 @@ def test_table1_layout_resolves_to_printed_numbers(visionzip: Paper) -> None:
         assert printed("fastervlm", budget) == [None] * 6  # its paper has other budgets
     with pytest.raises(ValueError, match="needs a budget"):
         printed("visionzip")
+
+
+def test_rows_that_a_paper_names_by_a_setting_resolve_too() -> None:
+    """SGL prints no token counts; details in brackets behind the setting may be left out."""
+    paper = load_paper("sgl")
+    table = paper.table("table1")
+    rows = {row.method: row for row in table.rows}
+    columns = [c for c in table.columns if c.paper_benchmark]
+    assert [c.label for c in columns] == ["GQA", "MME", "TextVQA"]
+
+    def printed(method: str, budget: papers.Budget | None = None) -> list[float | None]:
+        return [paper.printed(table, rows[method], c, budget) for c in columns]
+
+    assert printed("vanilla") == [64.89, 2270, 82.45]
+    assert printed("sgl", table.budgets[2])[::2] == [62.10, 78.98]
+    assert printed("fastv", table.budgets[2])[::2] == [44.90, 43.84]
+    assert printed("sgl", table.budgets[0]) != printed("sgl", table.budgets[1])
+    assert printed("random", table.budgets[0]) == [None] * 3
+    sources = paper.table("sources")
+    (row,) = [r for r in sources.rows if r.method == "sgl_last_prompt"]
+    assert paper.printed(sources, row, sources.columns[0], sources.budgets[0]) == 79.4
+    assert (
+        paper.reported(
+            table="Table 1", method="FastV", setting="average retention", benchmark="GQA"
+        )
+        is None
+    )
 
 
 def test_number_of_another_paper_only_where_comparable(visionzip: Paper) -> None:

@@ -12,13 +12,14 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import numpy as np
+import PIL.Image
 from datasets import Dataset, Features, Image, List, Value
 
-from frugalvlm.pocket.questions import Family, Question
-from frugalvlm.pocket.scenes import Scene, make_scene
+from frugalvlm.pocket.questions import Question
+from frugalvlm.pocket.scenes import make_scene
 
 EvalSplit = Literal["dev", "test"]
 EVAL_SPLITS: tuple[EvalSplit, ...] = ("dev", "test")
@@ -26,8 +27,9 @@ SEEDS_PER_SPLIT = 500_000
 MAX_QUESTIONS = 100_000  # so that no benchmark runs into the seeds of the next one
 
 Row = Mapping[str, Any]
+Shown = TypeVar("Shown")  # a scene or a clip
 Asked = list[tuple[str, Question]]  # (category, question)
-Asker = Callable[[Scene, int, np.random.Generator], Asked | None]
+Asker = Callable[[Any, int, np.random.Generator], Asked | None]
 Scorer = Callable[[Sequence[Row], Sequence[str | None]], "Sheet"]
 
 FEATURES = Features(
@@ -42,11 +44,22 @@ FEATURES = Features(
         "about": List(List(Value("int64"))),
     }
 )
+PICTURES = ("image", "frames")  # the columns that hold pictures
 
 
-def prompt(question: str) -> str:
-    """The text given to the processor: what the pocket chat template makes of one turn."""
-    return f"USER: <image>\n{question} ASSISTANT:"
+def prompt(question: str, shown: str = "<image>") -> str:
+    """The text given to the processor: what the pocket chat template makes of one turn.
+
+    Args:
+        question: about the picture.
+        shown: `<image>`, or `<video>` for a clip.
+    """
+    return f"USER: {shown}\n{question} ASSISTANT:"
+
+
+def without_pictures(data: Dataset) -> Dataset:
+    """The other columns of a data set: going through its rows would decode every picture."""
+    return data.remove_columns([name for name in PICTURES if name in data.column_names])
 
 
 @dataclass(frozen=True)
@@ -110,6 +123,8 @@ class Benchmark:
     ask: Asker
     score: Scorer
 
+    features: ClassVar[Features] = FEATURES
+
     def dataset(self, split: EvalSplit, n: int) -> Dataset:
         """The first `n` questions of a split, in memory: the same ones on every machine.
 
@@ -125,19 +140,18 @@ class Benchmark:
         if not 1 <= n <= MAX_QUESTIONS:
             raise ValueError(f"n must be 1 to {MAX_QUESTIONS}, got {n}.")
         images = -(-n // self.per_image)
-        columns: dict[str, list] = {name: [] for name in FEATURES}
+        columns: dict[str, list] = {name: [] for name in self.features}
         seeds = count(self.first_seed + SEEDS_PER_SPLIT * EVAL_SPLITS.index(split))
         for number in range(images):
             scene, asked = self._next(split, seeds, number)
             image_id = f"{self.id}-{split}-{number:05d}"
-            # Encoded once per picture, not once per row.
-            image = {"bytes": _png(scene), "path": None}
+            pictures = self._pictures(scene)  # encoded once, not once per row
             for i, (category, question) in enumerate(asked):
                 row = {
                     "question_id": f"{image_id}-{i}",
                     "image_id": image_id,
                     "scene_seed": scene.seed,
-                    "image": image,
+                    **pictures,
                     "question": question.text,
                     "answer": question.answer,
                     "category": category,
@@ -145,12 +159,20 @@ class Benchmark:
                 }
                 for name, value in row.items():
                     columns[name].append(value)
-        return Dataset.from_dict(columns, features=FEATURES)
+        return Dataset.from_dict(columns, features=self.features)
 
-    def _next(self, split: EvalSplit, seeds: count[int], number: int) -> tuple[Scene, Asked]:
+    def _make(self, split: EvalSplit, seed: int) -> Any:
+        """What is asked about."""
+        return make_scene(split, seed)
+
+    def _pictures(self, scene: Any) -> dict[str, Any]:
+        """The columns that hold its pictures."""
+        return {"image": png(scene.image())}
+
+    def _next(self, split: EvalSplit, seeds: count[int], number: int) -> tuple[Any, Asked]:
         """The next scene that can be asked what picture `number` has to ask."""
         while True:
-            scene = make_scene(split, next(seeds))
+            scene = self._make(split, next(seeds))
             asked = self.ask(scene, number, np.random.default_rng([scene.seed, 11]))
             if asked is not None:
                 return scene, asked
@@ -165,8 +187,8 @@ class Benchmark:
         Raises:
             ValueError: when there are no rows or not exactly one answer per row.
         """
-        if isinstance(rows, Dataset) and "image" in rows.column_names:
-            rows = rows.remove_columns("image")  # iterating would decode every picture
+        if isinstance(rows, Dataset):
+            rows = without_pictures(rows)
         rows = list(rows)
         if not rows or len(rows) != len(answers):
             raise ValueError(
@@ -182,14 +204,18 @@ class Benchmark:
         return replace(sheet, headline_max=self.headline_max, details={**sheet.details, **state})
 
 
-def _png(scene: Scene) -> bytes:
+def png(image: PIL.Image.Image) -> dict[str, Any]:
+    """A picture as a data set stores it."""
     buffer = io.BytesIO()
-    scene.image().save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
+    image.save(buffer, "PNG", compress_level=1)
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def ask_for(
-    family: Family, scene: Scene, rng: np.random.Generator, want: str | None = None
+    family: Callable[[Shown, np.random.Generator], Question | None],
+    scene: Shown,
+    rng: np.random.Generator,
+    want: str | None = None,
 ) -> Question | None:
     """A question of a family, with the wanted answer if one is named; None if none comes up."""
     for _ in range(64):

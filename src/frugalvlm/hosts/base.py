@@ -81,6 +81,22 @@ class Host(ABC):
         """Self-attention of the feature layer."""
         return self.feature_module.self_attn
 
+    @property
+    def following_module(self) -> FamilyModule:
+        """The tower layer that reads the features.
+
+        Raises:
+            UnsupportedError: when the features leave the last layer.
+        """
+        layers = list(encoder_layers(self.tower))
+        place = layers.index(self.feature_module) + 1
+        if place == len(layers):
+            raise UnsupportedError(
+                "The features leave the tower's last layer, and this method reads the layer behind "
+                "it; use a model with an earlier vision_feature_layer (LLaVA: -2)."
+            )
+        return layers[place]
+
     @abstractmethod
     def images(self, placeholders: Tensor, inputs: dict) -> list[ImageLayout]:
         """The images of a prompt, in the order of their crops.
@@ -121,6 +137,7 @@ class Host(ABC):
         position_embeddings: tuple[Tensor, Tensor],
         mask: Tensor | None,
         queries: Int[Tensor, "batch queries"],
+        temperature: float = 1.0,
     ) -> Float[Tensor, "batch heads queries length"]:
         """Attention of chosen rows of a decoder layer, exactly as the layer computes it.
 
@@ -131,6 +148,8 @@ class Host(ABC):
             position_embeddings: cosines and sines of the whole sequence.
             mask: what the layer got: None (causal), 2-D padding, or 4-D bool or additive.
             queries: positions whose rows are wanted.
+            temperature: divides the logits. Any but 1 is no longer the layer's attention; products
+                are then taken in float32 or better, for it would enlarge their rounding.
         """
         rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
         head_dim = attention.head_dim
@@ -147,6 +166,9 @@ class Host(ABC):
         k, _ = rotate(k, k, cos, sin)
         # Grouped-query attention: neighbouring query heads share a key head.
         q = q.unflatten(1, (k.shape[1], -1))
+        if temperature != 1:
+            wide = torch.promote_types(q.dtype, torch.float32)
+            q, k = q.to(wide) / temperature, k.to(wide)
         logits = (q @ k[:, :, None].transpose(-1, -2) * attention.scaling).flatten(1, 2)
         hidden_keys = torch.arange(length, device=q.device) > queries[:, None, :, None]
         if mask is not None and mask.ndim == 2:

@@ -1,24 +1,56 @@
 """Every method of the kit, by name. Adding one: a file, a class, a line here."""
 
+from frugalvlm.methods.aim import AIM, AIMMask
+from frugalvlm.methods.avgpool import AvgPool
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
+from frugalvlm.methods.divprune import DivPrune
+from frugalvlm.methods.downsample import Downsample
+from frugalvlm.methods.early_exit import EarlyExit
 from frugalvlm.methods.fastervlm import FasterVLM
 from frugalvlm.methods.fastv import FastV
+from frugalvlm.methods.gsearch import GSearch
+from frugalvlm.methods.prumerge_plus import PruMergePlus
+from frugalvlm.methods.pyramiddrop import PyramidDrop
 from frugalvlm.methods.random import Random
+from frugalvlm.methods.sgl import SGL
+from frugalvlm.methods.sparsevlm import SparseVLM, SparseVLMRank
+from frugalvlm.methods.tome import ToMe
+from frugalvlm.methods.uniform import Uniform
 from frugalvlm.methods.vanilla import Vanilla
 from frugalvlm.methods.visionzip import VisionZip, VisionZipMean
 
 METHODS: dict[str, type[Method]] = {
-    method.key: method for method in (Vanilla, Random, FastV, FasterVLM, VisionZip, VisionZipMean)
-}
+    method.key: method
+    for method in (
+        Vanilla, Random, Uniform, AvgPool, Downsample, ToMe, DivPrune, PruMergePlus, FastV,
+        FasterVLM, VisionZip, VisionZipMean, EarlyExit, AIM, AIMMask,
+        PyramidDrop, GSearch,
+        SparseVLM, SparseVLMRank, SGL,
+    )
+}  # fmt: skip
 
 __all__ = [
+    "AIM",
     "METHODS",
+    "SGL",
+    "AIMMask",
+    "AvgPool",
+    "DivPrune",
+    "Downsample",
+    "EarlyExit",
     "EncoderReducer",
     "FastV",
     "FasterVLM",
+    "GSearch",
     "LayerReducer",
     "Method",
+    "PruMergePlus",
+    "PyramidDrop",
     "Random",
+    "SparseVLM",
+    "SparseVLMRank",
+    "ToMe",
+    "Uniform",
     "Vanilla",
     "VisionZip",
     "VisionZipMean",

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from jaxtyping import Float
 from torch import Tensor
 
 from frugalvlm.views import BudgetError, EncoderView, Kept, LayerView, Reduced, Shape
@@ -31,6 +32,7 @@ class Method(ABC):
 
     key: ClassVar[str]
     needs_cls: ClassVar[bool] = False  # works only with a vision tower that has a [CLS] token
+    adaptive: ClassVar[bool] = False  # keeps what an image needs; a budget is only aimed at
 
     @classmethod
     @abstractmethod
@@ -77,11 +79,23 @@ class Method(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Name and hyper-parameters, as records keep them."""
-        return {"method": self.key, **asdict(self)}
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"method": self.key, **fields}
 
 
 class EncoderReducer(Method):
     """Acts between vision tower and language model: selects and merges patch tokens."""
+
+    def shrink(
+        self, pixels: Float[Tensor, "crops 3 height width"], grid: tuple[int, int]
+    ) -> Float[Tensor, "crops 3 new_height new_width"]:
+        """The picture that the vision tower gets to see: as it is, unless a method says otherwise.
+
+        Args:
+            pixels: what the processor made.
+            grid: rows and columns of patches in it.
+        """
+        return pixels
 
     @abstractmethod
     def reduce(self, view: EncoderView) -> Reduced:
@@ -89,7 +103,16 @@ class EncoderReducer(Method):
 
 
 class LayerReducer(Method):
-    """Acts before decoder layers: visual tokens that are dropped are gone from there on."""
+    """Acts before decoder layers: visual tokens that are dropped are gone from there on.
+
+    Attributes:
+        masks_only: dropped tokens stay in the sequence and are hidden from later layers by a mask,
+            which saves nothing; some released code works so.
+        renumbers: position ids close the gaps after a cut; otherwise tokens keep theirs.
+    """
+
+    masks_only: ClassVar[bool] = False
+    renumbers: ClassVar[bool] = False
 
     @abstractmethod
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
@@ -113,3 +136,22 @@ def check_budget(kept_tokens: int, total_tokens: int) -> None:
             f"A budget of {kept_tokens} visual tokens is impossible here: "
             f"choose 1 to {total_tokens}."
         )
+
+
+def grid_cells(grid: tuple[int, int], count: int) -> list[int]:
+    """Cut a grid of patches into exactly `count` cells, as square and as equal as can be.
+
+    Rows are cut into about sqrt(count) bands, the cells are dealt out to the bands as evenly as
+    possible, and each band is cut into its cells.
+
+    Returns:
+        The cell of every patch, in raster order; cells are numbered in raster order too.
+    """
+    rows, cols = grid
+    bands = min(rows, count, max(-(-count // cols), round((count * rows / cols) ** 0.5)))
+    firsts = [band * count // bands for band in range(bands + 1)]
+    cells = []
+    for y in range(rows):
+        first, last = firsts[y * bands // rows], firsts[y * bands // rows + 1]
+        cells += [first + x * (last - first) // cols for x in range(cols)]
+    return cells

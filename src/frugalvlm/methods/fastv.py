@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from frugalvlm.methods.base import LayerReducer, check_budget
+from frugalvlm.methods.schedules import check_mean
 from frugalvlm.views import Kept, LayerView, Shape, UnsupportedError, keep_top
 
 
@@ -39,6 +40,18 @@ class FastV(LayerReducer):
         """The budget is what is left after layer K = 2."""
         check_budget(kept_tokens, total_tokens)
         return cls(kept_tokens)
+
+    @classmethod
+    def for_mean(cls, mean_tokens: int, total_tokens: int, decoder_layers: int) -> Self:
+        """The budget is the mean over all layers, to the nearest whole number of kept tokens.
+
+        Raises:
+            BudgetError: when the first K layers alone exceed it.
+        """
+        check_budget(mean_tokens, total_tokens)
+        behind = decoder_layers - cls.k
+        check_mean(cls.key, mean_tokens, cls.k * total_tokens + behind, decoder_layers, cls.k)
+        return cls(round((mean_tokens * decoder_layers - cls.k * total_tokens) / behind))
 
     def check(self, shape: Shape) -> None:
         """Layer K must exist; the budget must be in 1..patches."""

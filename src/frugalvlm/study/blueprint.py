@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from frugalvlm.methods import Method
-from frugalvlm.study.costs import prefill_costs
+from frugalvlm.study.costs import prefill_costs, visual_flops
 
 # LLaVA-1.5's prompt around the image: 35 tokens before it (system sentence, "USER: "), and a short
 # question with "ASSISTANT:" behind it.
@@ -138,12 +138,14 @@ def count(model: PreTrainedModel, name: str, method: Method, budget: int) -> dic
     unchecked = mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1")
     with unchecked, method.on(model, placeholders=placeholders) as trace:
         costs = prefill_costs(model, inputs, trace, int(placeholders.sum()))
+    per_layer = trace.tokens_per_layer or [float(placeholders.sum())] * trace.decoder_layers
     return {
         "model": name,
         "method": method.key,
         "hyper_parameters": method.describe(),
         "budget": budget,
         **costs,
+        "flops_visual": visual_flops(model, per_layer),
         "parameters": sum(p.numel() for p in model.parameters()),
         "decoder_layers": trace.decoder_layers,
     }

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from frugalvlm import measure
+from frugalvlm.guidance import Guide
 from frugalvlm.hosts import host_for
 from frugalvlm.trace import Trace
 
@@ -47,7 +50,10 @@ def prefill_costs(
 
 
 def flops_parts(model: PreTrainedModel, counted: measure.FlopCount) -> dict[str, int]:
-    """FLOPs of tower, projector and decoder; `other` is the head and the method's own work."""
+    """FLOPs of tower, projector and decoder; `other` is the head and the method's own work.
+
+    `guide` is all work of a small model that guides this one; it runs inside the decoder's pass.
+    """
     host = host_for(model)
     names = {id(module): name for name, module in model.named_modules()}
     root = type(model).__name__
@@ -56,5 +62,24 @@ def flops_parts(model: PreTrainedModel, counted: measure.FlopCount) -> dict[str,
         part: counted.by_module.get(f"{root}.{names[id(module)]}", 0)
         for part, module in modules.items()
     }
+    guide = counted.by_module.get(Guide.__name__, 0)
+    if guide:
+        parts |= {"decoder": parts["decoder"] - guide, "guide": guide}
     parts["other"] = counted.total - sum(parts.values())
     return parts
+
+
+def visual_flops(model: PreTrainedModel, per_layer: Sequence[float]) -> float:
+    """Decoder FLOPs of the visual tokens by themselves, as papers print them that leave text out.
+
+    Two per weight and token, and the two products of attention among the visual tokens.
+
+    Args:
+        model: the model.
+        per_layer: visual tokens at each decoder layer.
+    """
+    total = 0.0
+    for layer, tokens in zip(host_for(model).language_model.layers, per_layer, strict=True):
+        weights = sum(m.weight.numel() for m in layer.modules() if isinstance(m, nn.Linear))
+        total += 2 * tokens * weights + 4 * tokens**2 * layer.self_attn.q_proj.out_features
+    return total

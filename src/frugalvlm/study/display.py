@@ -188,7 +188,7 @@ def budget_heading(tokens: int, total: int, budget: Budget | None, model: Layout
         return f"untouched: all {total} visual tokens"
     paper = ""
     if budget is not None and budget.paper_tokens != tokens:
-        paper = f"; paper: {budget.paper_tokens} of {model.tokens}"
+        paper = f"; paper: {budget.setting or f'{budget.paper_tokens} of {model.tokens}'}"
     return f"{tokens} of {total} visual tokens ({100 * tokens / total:.1f} %{paper})"
 
 

@@ -110,6 +110,8 @@ def execute_paper_notebook(key: str, options: Options, folder: Path) -> Path:
         parameters["benchmarks"] = list(options.benchmarks)
     if options.budgets is not None:
         parameters["budgets"] = options.budgets
-    parameters["repeats"] = options.repeats
-    parameters["energy_window_s"] = options.energy_window_s
-    return execute(paper_notebook(key), folder / f"{key}.ipynb", parameters)
+    source = paper_notebook(key)
+    # Not every notebook measures energy or needs a second model.
+    for name in {"repeats", "energy_window_s", "guide"} & set(papermill.inspect_notebook(str(source))):
+        parameters[name] = getattr(options, name)
+    return execute(source, folder / f"{key}.ipynb", parameters)

@@ -92,6 +92,7 @@ QUANTITY_KINDS: Mapping[str, str] = {
     "attention_shift": "rank correlation of the attention a visual token gets with its index",
     "rank_agreement": "Kendall's tau of the visual-token rankings of neighbouring layers",
     "last_layer_share": "share of generated tokens whose oracle exit is one of the last layers",
+    "finding": "a figure of the paper's own analysis, by its place in the record",
 }
 
 _STATES = {"reproduced", "planned"}
@@ -184,9 +185,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Budget:
-    """One token budget of a layout: the paper's visual tokens per image and ours."""
+    """One token budget of a layout: the paper's visual tokens per image and ours.
+
+    ``setting``: the CSV's column of that name, where the paper's rows have no token count but, for
+    example, a mean retention.
+    """
 
     paper_tokens: int
+    setting: str = ""
     pocket_tokens: int | None = None
     per_crop: int | None = None
     split: Mapping[str, int] = field(default_factory=dict)
@@ -238,7 +244,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table in the paper's own layout: rows methods, columns benchmarks, one block a budget."""
+    """A table in the paper's own layout: rows methods, columns benchmarks, one block a budget.
+
+    With ``mean_budgets`` our tokens are a mean over decoder layers, the same for every method.
+    """
 
     id: str
     title: str
@@ -250,6 +259,7 @@ class Table:
     columns: tuple[Column, ...]
     paper_table: str | None = None
     note: str = ""
+    mean_budgets: bool = False
 
     @property
     def model(self) -> LayoutModel:
@@ -340,10 +350,13 @@ class Paper:
             if value is not None and not (frame[column] == value).any():
                 known = list(frame[column].unique())
                 raise ValueError(f"{self.key} has no {column} {value!r}{_suggest(value, known)}")
-        asked |= {"method": method, "setting": setting}
+        asked |= {"method": method}
         for column, value in asked.items():
             if value is not None:
                 frame = frame[frame[column] == value]
+        if setting is not None:  # details in brackets may be left out
+            exact = frame["setting"] == setting
+            frame = frame[exact if exact.any() else frame["setting"].str.startswith(f"{setting} (")]
         if tokens is not None:
             frame = frame[frame["visual_tokens"] == tokens]
         if len(frame) > 1:
@@ -371,13 +384,16 @@ class Paper:
         if row.paper_method is None or where is None or benchmark is None:
             return None
         is_baseline = row.method == table.baseline or budget is None
+        by_setting = any(b.setting for b in model.budgets)
+        tokens = model.tokens if is_baseline or budget is None else budget.paper_tokens
         return source.reported(
             table=where,
             model=model.name,
             method=row.paper_method,
-            tokens=model.tokens if is_baseline or budget is None else budget.paper_tokens,
+            tokens=None if by_setting else tokens,
             benchmark=benchmark,
             metric=column.metric,
+            setting=budget.setting if by_setting and budget and not is_baseline else None,
         )
 
 

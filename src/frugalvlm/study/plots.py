@@ -27,7 +27,9 @@ __all__ = [
     "attention_mass_plot",
     "draw_kept_patches",
     "efficiency_bars",
+    "keep_rates_plot",
     "kept_patches_panel",
+    "rank_agreement_plot",
     "retention_curve",
 ]
 
@@ -238,6 +240,60 @@ def attention_mass_plot(record: Record, ax: Axes | None = None) -> Axes:
         fontsize=10, loc="left",
     )  # fmt: skip
     ax.legend(fontsize=8, frameon=True, loc="best")
+    return ax
+
+
+def rank_agreement_plot(record: Record, ax: Axes | None = None) -> Axes:
+    """Kendall's tau of the visual-token rankings of neighbouring decoder layers.
+
+    Args:
+        record: an analysis record with `neighbours` [prompts, layers - 1].
+        ax: axes to draw on; a new figure when absent.
+    """
+    ax = ax or _new_axes((6.4, 3.6))
+    tau = np.asarray(record["neighbours"], dtype=float)
+    pairs, mean = np.arange(1, tau.shape[1] + 1), tau.mean(0)
+    low, high = _mean_interval(tau)
+    color = sns.color_palette("colorblind")[0]
+    ax.bar(pairs, mean, color=color)
+    ax.errorbar(pairs, mean, yerr=[mean - low, high - mean], fmt="none", ecolor="0.15", capsize=2)
+    ax.axhline(0.65, color="0.35", linestyle=":", label="above it in the paper, but for the first")
+    ax.set_xticks(pairs, [f"{p}-{p + 1}" for p in pairs])
+    ax.set_xlabel("neighbouring decoder layers")
+    ax.set_ylabel("Kendall's tau")
+    ax.set_title(
+        f"Do layers rank visual tokens alike? {record['request'].get('model')}\n"
+        f"mean over {len(tau)} prompts; bars: 95 % interval",
+        fontsize=10, loc="left",
+    )  # fmt: skip
+    ax.legend(fontsize=8, frameon=True, loc="best")
+    return ax
+
+
+def keep_rates_plot(
+    measured: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    printed: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    ax: Axes | None = None,
+) -> Axes:
+    """Keep rates over the depth of the decoder: ours, and the paper's own dashed.
+
+    Args:
+        measured: for each label depth (0 to 1) and rate.
+        printed: those of the paper, for its own models.
+        ax: axes to draw on; a new figure when absent.
+    """
+    ax = ax or _new_axes((7.2, 4.2))
+    for i, (label, (depth, rates)) in enumerate(measured.items()):
+        color = sns.color_palette("colorblind")[i]
+        ax.step(depth, rates, where="mid", color=color)
+        ax.plot(depth, rates, color=color, marker=_MARKERS[i], linestyle="none", label=label)
+    for i, (label, (depth, rates)) in enumerate(printed.items()):
+        grey = str(0.15 + 0.55 * i / max(len(printed) - 1, 1))
+        ax.plot(depth, rates, "--", color=grey, linewidth=1, label=f"{label}, printed")
+    ax.set(ylim=(0, 1.04), xlim=(0, 1))
+    ax.set_xlabel("depth (0: in front of the first decoder layer, 1: behind the last)")
+    ax.set_ylabel("share of the visual tokens kept")
+    _legend(ax)
     return ax
 
 

@@ -52,7 +52,7 @@ __all__ = [
 Record = dict[str, Any]
 
 SCHEMA = 1
-KINDS = ("accuracy", "efficiency", "blueprint", "attention")
+KINDS = ("accuracy", "efficiency", "blueprint", "attention", "phenomena", "analysis")
 STATUSES = ("complete", "partial", "failed")
 
 # Records that differ in one of these do not belong in one table.

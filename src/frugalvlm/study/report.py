@@ -22,10 +22,11 @@ def print_report(
     if scale == "blueprint":
         console.print(tables.blueprint_table(paper, made))
     else:
-        first = next(t for t in paper.tables if scale in t.scales)
-        console.print(tables.accuracy_table(paper, first.id, made))
-        console.print(tables.efficiency_table(made, paper))
-        console.print(tables.energy_table(made, paper))
+        first = next((t for t in paper.tables if scale in t.scales), None)
+        if first is not None:
+            console.print(tables.accuracy_table(paper, first.id, made))
+            console.print(tables.efficiency_table(made, paper))
+            console.print(tables.energy_table(made, paper))
     console.print(verdict_table(verdicts(paper, made, scale)))
 
 
@@ -51,7 +52,8 @@ def print_comparison(console: Console | None = None) -> None:
         RecordError: when nothing was recorded yet.
     """
     console = console or Console()
-    folders = sorted((results_dir() / "pocket").glob("*/records"))
+    # Of papers only: the study of the benchmarks themselves has runs that are no methods.
+    folders = sorted(results_dir() / "pocket" / paper.key / "records" for paper in all_papers())
     made = records.newest_setting(r for f in folders for r in records.read_records(f))
     if not made:
         raise records.RecordError(

@@ -19,13 +19,18 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm import measure
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.hosts import host_for
 from frugalvlm.loading import load_vlm, model_hash
+from frugalvlm.methods import Method, method_class
+from frugalvlm.methods.schedules import at_mean
 from frugalvlm.paths import results_dir
 from frugalvlm.study import records
+from frugalvlm.study.analyses import ANALYSES, BLUEPRINT_ANALYSES
+from frugalvlm.study.analyses.sgl import with_guide
 from frugalvlm.study.blueprint import blueprint, count
 from frugalvlm.study.notebooks import execute_paper_notebook
 from frugalvlm.study.papers import Paper, Table, load_paper
@@ -34,14 +39,16 @@ from frugalvlm.study.runs import (
     Reporter,
     Setting,
     Silent,
-    _code,
     accuracy_run,
     attention_run,
     budgeted,
+    code_hash,
     efficiency_run,
 )
+from frugalvlm.views import Shape
 
 POCKET_MODEL = "pocket-llava-base"
+GUIDE_MODEL = "pocket-llava-small"
 QUESTIONS = 300  # per benchmark, at the pocket scale
 
 
@@ -63,6 +70,7 @@ class Options:
         force: run again although complete records exist.
         repeats: rounds of the latency measurement.
         energy_window_s: length of a modelled energy window, per method.
+        guide: small model of the methods that need one: name, folder or Hub id.
     """
 
     n: int = QUESTIONS
@@ -74,6 +82,7 @@ class Options:
     force: bool = False
     repeats: int = 9
     energy_window_s: float = 2.0
+    guide: str = GUIDE_MODEL
 
 
 def folder_of(paper: str, scale: str) -> Path:
@@ -96,7 +105,8 @@ def run_pocket(
     """
     options, reporter = options or Options(), reporter or Silent()
     paper = load_paper(key)
-    table = pocket_table(paper)
+    # A paper without a table to rebuild is its analysis alone.
+    table = None if key in ANALYSES and not paper.tables else pocket_table(paper)
     model, processor = load_vlm(options.model, revision=options.revision, device=options.device)
     setting = Setting(
         scale="pocket",
@@ -107,8 +117,24 @@ def run_pocket(
         device=options.device,
         force=options.force,
     )
-    total = host_for(model).shape.patches
-    plan = [(budgeted(row, budget, total), budget) for row, budget in rows_of(table, options)]
+    made = [] if table is None else _table_runs(table, setting, model, processor, options, reporter)
+    if key in ANALYSES:
+        made += ANALYSES[key](setting, model, processor, options, reporter)
+    return made
+
+
+def _table_runs(
+    table: Table,
+    setting: Setting,
+    model: PreTrainedModel,
+    processor: ProcessorMixin,
+    options: Options,
+    reporter: Reporter,
+) -> list[records.Record]:
+    """Accuracy of every cell of a table, the cost of its rows, and the tower's attention."""
+    shape = host_for(model).shape
+    plan = [(planned(table, row, b, shape), b) for row, b in rows_of(table, options)]
+    plan = with_guide(plan, options, processor)
     wanted = options.benchmarks or tuple(column.id for column in table.columns)
     made = []
     for name in wanted:
@@ -154,10 +180,17 @@ def rows_of(table: Table, options: Options) -> list[tuple[str, int]]:
     ]
 
 
+def planned(table: Table, key: str, budget: int, shape: Shape) -> Method:
+    """A row's method at a budget of its table: the method's own, or a mean over decoder layers."""
+    if table.mean_budgets:
+        return at_mean(method_class(key), budget, shape.patches, shape.decoder_layers)
+    return budgeted(key, budget, shape.patches)
+
+
 def run_blueprint(
     key: str, options: Options | None = None, reporter: Reporter | None = None
 ) -> list[records.Record]:
-    """Count, or find, a paper's costs on its own architectures; one record.
+    """Count, or find, a paper's costs on its own architectures; one record, and what is beside it.
 
     Raises:
         ScaleError: when the paper has no table of this scale yet.
@@ -179,17 +212,21 @@ def run_blueprint(
         if (row.method == table.baseline) == (budget is None)
     ]  # fmt: skip
     request = {"scale": "blueprint", "model": "blueprint", "cells": cells, "dtype": "bfloat16"}
-    code = _code("methods", "measure", "study/costs.py", "study/blueprint.py")
+    if table.mean_budgets:
+        request["mean_budgets"] = True
+    code = code_hash("methods", "measure", "study/costs.py", "study/blueprint.py")
+    beside = BLUEPRINT_ANALYSES[key](folder) if key in BLUEPRINT_ANALYSES else []
     reporter.start("blueprint", len(cells))
     found = None if options.force else records.find(folder, "blueprint", request, code)
     if found is not None:
         reporter.advance(len(cells))
-        return [found]
+        return [found, *beside]
     started, rows, model, name = time.monotonic(), [], None, ""
     for layout, method, tokens, per_crop in cells:
         if model is None or layout != name:
             model, name = blueprint(layout).build(), layout
-        rows.append(count(model, layout, budgeted(method, per_crop, 576), tokens))
+        own = planned(table, method, per_crop, host_for(model).shape)
+        rows.append(count(model, layout, own, tokens))
         reporter.advance(1)
     record = {
         "kind": "blueprint", "status": "complete", "request": request, "rows": rows,
@@ -197,7 +234,7 @@ def run_blueprint(
     }  # fmt: skip
     stem = records.record_name(request, code, measure.machine_id())
     records.write(folder / f"{stem}.json", record)
-    return [record]
+    return [record, *beside]
 
 
 def reproduce(
@@ -245,7 +282,10 @@ def _full(paper: Paper, options: Options) -> None:
         WeightsError: weights are not here; says what to fetch and what they need.
         ScaleError: weights are here, but the official benchmarks are not part of this version.
     """
-    hub = pocket_table(paper).model.hub if options.model == POCKET_MODEL else options.model
+    hub = options.model
+    if hub == POCKET_MODEL:
+        alone = paper.key in ANALYSES and not paper.tables
+        hub = "llava-hf/llava-1.5-7b-hf" if alone else pocket_table(paper).model.hub
     if options.device == "cpu" and torch.cuda.is_available():
         options = Options(**{**vars(options), "device": "cuda"})
     load_vlm(hub, revision=options.revision, device=options.device)

@@ -18,15 +18,19 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm import measure
 from frugalvlm.benchmarks import Benchmark, load_benchmark, prompt
+from frugalvlm.benchmarks.base import without_pictures
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import Method, method_class
 from frugalvlm.study import records, stats
 from frugalvlm.study.costs import prefill_costs
+from frugalvlm.trace import Trace
+from frugalvlm.views import UnsupportedError
 
 BATCH_SIZE = 32
 CODE_ALWAYS = (
-    "surgery.py", "views.py", "trace.py", "loading.py", "hosts", "methods/base.py", "benchmarks",
-    "pocket/scenes.py", "pocket/questions.py", "study/runs.py",
+    "surgery.py", "subset.py", "guidance.py", "lookahead.py", "views.py", "trace.py", "loading.py", "hosts",
+    "methods/base.py", "methods/schedules.py", "benchmarks", "pocket/scenes.py", "pocket/questions.py", "pocket/clips.py",
+    "study/runs.py",
 )  # fmt: skip
 
 
@@ -89,6 +93,7 @@ def accuracy_run(
     method: Method,
     budget: int,
     reporter: Reporter,
+    method_for: Callable[[list[str]], Method] | None = None,
 ) -> dict[str, Any]:
     """Answer a benchmark's questions with a method; returns the record.
 
@@ -100,6 +105,7 @@ def accuracy_run(
         method: the method.
         budget: visual tokens per crop that were asked for.
         reporter: told of every answered question.
+        method_for: `method` for a batch of question ids, where it must know them (an oracle).
     """
     request = {
         "scale": setting.scale,
@@ -130,19 +136,24 @@ def accuracy_run(
     done = log.read()
     reporter.advance(len(done))
     started = time.monotonic()
-    with method.on(model) as trace:
-        for ids, inputs in batches.pending(done):
+    method_for = method_for or (lambda ids: method)
+    kept = _KeptTokens()
+    for ids, inputs in batches.pending(done):
+        with method_for(ids).on(model) as trace:
             answers = _answer(model, batches.processor, inputs, benchmark.max_new_tokens)
-            log.append(zip(ids, answers, strict=True))
-            done.update(zip(ids, answers, strict=True))
-            reporter.advance(len(ids))
-        if not trace.tokens_per_layer and batches.batches:  # everything came from the log
-            model(**batches.batches[0][1])
-        tokens = {
-            "requested": budget,
-            "per_layer": trace.tokens_per_layer or [float(budget)] * trace.decoder_layers,
-            "spread": [list(s) for s in trace.spread],
-        }
+        log.append(zip(ids, answers, strict=True))
+        done.update(zip(ids, answers, strict=True))
+        kept.add(trace, len(ids))
+        reporter.advance(len(ids))
+    # What an interrupted run kept is not in its log. An adaptive method must see every picture
+    # again for that; of any other, one batch says it.
+    for ids, inputs in batches.batches:
+        if kept.prompts >= (len(batches.ids) if method.adaptive else 1):
+            break
+        with method_for(ids).on(model) as trace, torch.inference_mode():
+            model(**inputs)
+        kept.add(trace, len(ids))
+    tokens = {"requested": budget, **kept.summary(budget)}
     answers = [done[i] for i in batches.ids]
     sheet = benchmark.sheet(batches.rows, answers)
     headline = stats.interval(sheet)
@@ -183,6 +194,37 @@ def accuracy_run(
     return record
 
 
+class _KeptTokens:
+    """Visual tokens per decoder layer over the batches of a run."""
+
+    def __init__(self) -> None:
+        self.prompts = 0
+        self.sums: list[float] = []
+        self.spread: list[tuple[int, int]] = []
+        self.layers = 0
+
+    def add(self, trace: Trace, prompts: int) -> None:
+        """Count a batch in."""
+        if not self.prompts:
+            self.layers, self.sums = trace.decoder_layers, [0.0] * len(trace.tokens_per_layer)
+            self.spread = list(trace.spread)
+        self.prompts += prompts
+        self.sums = [
+            s + prompts * t for s, t in zip(self.sums, trace.tokens_per_layer, strict=True)
+        ]
+        self.spread = [
+            (min(a, c), max(b, d)) for (a, b), (c, d) in zip(self.spread, trace.spread, strict=True)
+        ]
+
+    def summary(self, budget: int) -> dict[str, Any]:
+        """Mean per layer, and the fewest and most that one image kept there."""
+        mean = [s / self.prompts for s in self.sums]
+        return {
+            "per_layer": mean or [float(budget)] * self.layers,
+            "spread": [list(s) for s in self.spread],
+        }
+
+
 class Batches:
     """A benchmark's questions, tokenised and padded once, the same for every method."""
 
@@ -191,15 +233,16 @@ class Batches:
     ) -> None:
         self.processor = processor
         data: Dataset = benchmark.dataset(split, n)  # type: ignore[arg-type]
-        self.rows: list[dict[str, Any]] = list(data.remove_columns("image"))
+        self.rows: list[dict[str, Any]] = list(without_pictures(data))
         self.ids: list[str] = [row["question_id"] for row in self.rows]
+        shown = "frames" if "frames" in data.column_names else "image"
         self.data_hash = records.request_hash(self.rows)
         # Questions of similar length share a batch, so little is spent on padding.
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]["question"]))
         self.batches = [
             (
                 [self.ids[i] for i in part],
-                _prepare(processor, [data[i]["image"] for i in part],
+                _prepare(processor, [data[i][shown] for i in part],
                          [self.rows[i]["question"] for i in part], device),
             )
             for part in _parts(order, BATCH_SIZE)
@@ -217,8 +260,16 @@ def _parts(order: Sequence[int], size: int) -> list[Sequence[int]]:
 def _prepare(
     processor: ProcessorMixin, images: list, questions: list[str], device: str
 ) -> dict[str, Any]:
-    texts = [prompt(q) for q in questions]
-    inputs = processor(images=images, text=texts, return_tensors="pt", padding=True)
+    """Model inputs for questions about pictures, or about clips: lists of frames."""
+    clips = bool(images) and isinstance(images[0], list)
+    texts = [prompt(q, "<video>" if clips else "<image>") for q in questions]
+    if clips and getattr(processor, "video_processor", None) is None:
+        raise UnsupportedError(
+            f"{type(processor).__name__} takes no videos: ask about clips with a model that does, "
+            "such as one of the LLaVA-OneVision family."
+        )
+    shown = {"videos" if clips else "images": images}
+    inputs = processor(**shown, text=texts, return_tensors="pt", padding=True)
     return dict(inputs.to(device))
 
 
@@ -239,7 +290,10 @@ def answer_all(
     done: dict[str, str | None] = {}
     for ids, inputs in batches.batches:
         if blank:
-            inputs = {**inputs, "pixel_values": torch.zeros_like(inputs["pixel_values"])}
+            inputs = {
+                name: torch.zeros_like(value) if name.startswith("pixel_values") else value
+                for name, value in inputs.items()
+            }
         done.update(
             zip(ids, _answer(model, batches.processor, inputs, max_new_tokens), strict=True)
         )
@@ -248,15 +302,16 @@ def answer_all(
 
 def code_of(method: Method) -> str:
     """Hash of the source that decides this method's answers."""
-    return _code(f"methods/{type(method).__module__.split('.')[-1]}.py")
+    return code_hash(type(method).__module__.removeprefix("frugalvlm.").replace(".", "/") + ".py")
 
 
 def code_of_kit() -> str:
     """Hash of all source that decides a cost."""
-    return _code("methods", "measure", "study/costs.py")
+    return code_hash("methods", "measure", "study/costs.py")
 
 
-def _code(*more: str) -> str:
+def code_hash(*more: str) -> str:
+    """Hash of what decides every answer, and of more source files or folders of the package."""
     root = Path(__file__).resolve().parents[1]
     return records.code_hash(root / p for p in (*CODE_ALWAYS, *more))
 
@@ -393,7 +448,7 @@ def attention_run(
         "images": images, "patches_fraction": patches_fraction,
         "device": torch.device(setting.device).type,
     }  # fmt: skip
-    code = _code()
+    code = code_hash()
     found = _found(setting, "attention", request, code)
     reporter.start("attention of the vision tower", images)
     if found is not None:

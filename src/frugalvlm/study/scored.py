@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from frugalvlm.benchmarks import BENCHMARKS
-from frugalvlm.benchmarks.base import EvalSplit, Sheet
+from frugalvlm.benchmarks import ALL_BENCHMARKS
+from frugalvlm.benchmarks.base import EvalSplit, Sheet, without_pictures
 from frugalvlm.methods import METHODS
 from frugalvlm.study import stats
+from frugalvlm.study.guard import Guard, guard_of
 from frugalvlm.study.records import (
     MixedSettingError,
     Record,
@@ -47,6 +48,7 @@ class Scored:
         records: records of any kind; the newest complete ones of each request count.
         baseline: key of the untouched run that retention refers to.
         benchmarks: by id; default: the kit's own.
+        guard: which benchmarks may enter a mean; default: by the scores stored with the weights.
 
     Raises:
         MixedSettingError: when the accuracy records do not share model, n, machine and so on.
@@ -57,10 +59,12 @@ class Scored:
         records: Iterable[Record],
         baseline: str = "vanilla",
         benchmarks: Mapping[str, SheetMaker] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         self.records = latest(select(records, "accuracy"))
         self.setting = one_setting(self.records)
         self.baseline = baseline
+        self.guard = guard_of(self.setting) if guard is None else guard
         self._benchmarks = benchmarks
         self._sheets: dict[tuple[str, int, str], Sheet | None] = {}
 
@@ -93,8 +97,12 @@ class Scored:
         return None if sheet is None else stats.interval(sheet)
 
     def retention(self, method: str, budget: int, benchmarks: Sequence[str]) -> Estimate | None:
-        """Score in percent of the untouched model's, the mean over benchmarks, paired."""
-        pairs = {name: self._pair(method, budget, name) for name in benchmarks}
+        """Score in percent of the untouched model's, the mean over benchmarks, paired.
+
+        Benchmarks that the guard does not admit are left out of the mean.
+        """
+        names = self.guard.admitted(benchmarks)
+        pairs = {name: self._pair(method, budget, name) for name in names}
         known = {name: pair for name, pair in pairs.items() if pair is not None}
         if not known or len(known) < len(pairs):  # a mean over some would be another quantity
             return None
@@ -147,7 +155,7 @@ class Scored:
     def _score(self, record: Record) -> Sheet | None:
         request = record["request"]
         name, split, n = request["benchmark"], request["split"], request["n"]
-        known = BENCHMARKS if self._benchmarks is None else self._benchmarks
+        known = ALL_BENCHMARKS if self._benchmarks is None else self._benchmarks
         if name not in known:
             return None
         if self._benchmarks is None:
@@ -205,7 +213,7 @@ def pick_run(found: Sequence[Record], method: str, budget: int, total: int | Non
 @cache
 def _rows(name: str, split: EvalSplit, n: int) -> tuple[list[dict[str, Any]], str]:
     """The kit's own questions, made once per process, and their hash."""
-    rows = list(BENCHMARKS[name].dataset(split, n).remove_columns("image"))
+    rows = list(without_pictures(ALL_BENCHMARKS[name].dataset(split, n)))
     return rows, request_hash(rows)
 
 

@@ -88,6 +88,35 @@ def mean_difference(
     return _mean(lambda a, b, top: 100 * (a - b) / top, pairs, resamples, seed, level)
 
 
+def from_sums(
+    statistic: Callable[[np.ndarray], np.ndarray],
+    sums: np.ndarray,
+    resamples: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Estimate:
+    """Any figure that is computed from sums over pictures (or prompts).
+
+    Args:
+        statistic: from [..., columns] to [...]; NaN where it is undefined.
+        sums: [pictures, columns].
+        resamples: number of bootstrap draws.
+        seed: of the draws.
+        level: coverage of the interval.
+    """
+    draws = statistic(_weights(len(sums), resamples, [seed]) @ sums)
+    draws, tail = draws[~np.isnan(draws)], (1 - level) / 2
+    low, high = np.quantile(draws, [tail, 1 - tail]) if len(draws) else (math.nan, math.nan)
+    value = float(statistic(sums.sum(0)))
+    return Estimate(value, float(low), float(high), len(sums), len(sums))
+
+
+def share(sums: np.ndarray) -> np.ndarray:
+    """First column over the second, [..., 2] -> [...]; NaN over nothing."""
+    top, bottom = sums[..., 0], sums[..., 1]
+    return np.divide(top, bottom, out=np.full(np.shape(top), np.nan), where=bottom != 0)
+
+
 def _retention(method: np.ndarray | float, vanilla: np.ndarray | float) -> np.ndarray:
     whole = np.asarray(vanilla, dtype=np.float64)
     return 100 * np.divide(method, whole, out=np.full(whole.shape, np.nan), where=whole != 0)

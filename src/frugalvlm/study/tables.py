@@ -29,6 +29,7 @@ from frugalvlm.study.display import (
     setting_lines,
     total_at,
 )
+from frugalvlm.study.guard import Guard
 from frugalvlm.study.papers import Budget, Column, Paper, load_paper
 from frugalvlm.study.records import Record
 from frugalvlm.study.scored import Scored, SheetMaker
@@ -65,6 +66,7 @@ def accuracy_table(
     *,
     scale: str = "pocket",
     benchmarks: Mapping[str, SheetMaker] | None = None,
+    guard: Guard | None = None,
 ) -> Table:
     """A paper's accuracy table in its own layout, from records.
 
@@ -74,6 +76,7 @@ def accuracy_table(
         records: records of one setting (one model, n, machine ...); incomplete ones are left out.
         scale: at which the budgets of the layout are read when there are no records.
         benchmarks: by id; default: the kit's own.
+        guard: which benchmarks may enter the mean; default: by the scores stored with the weights.
 
     Raises:
         MixedSettingError: when the records differ in their setting; pick one first.
@@ -81,7 +84,7 @@ def accuracy_table(
     """
     paper = load_paper(paper) if isinstance(paper, str) else paper
     layout = paper.table(table_id)
-    scored = Scored(records, layout.baseline, benchmarks)
+    scored = Scored(records, layout.baseline, benchmarks, guard)
     scale = scored.setting.get("scale", scale)
     total = scored.total or total_at(layout.model, scale)
     others = {row.paper for row in layout.rows if row.paper is not None}
@@ -104,6 +107,7 @@ def accuracy_table(
     )
     frame = pd.DataFrame([cell for line in lines for cell in line["data"]])
     facts = facts_of(scored.records, scale, int(frame["n"].max()) if frame["n"].any() else 0)
+    guarded = scored.guard.notes([c.id for c in layout.columns]) if scored.records else ()
     return Table(
         title=f"{paper.title.split(':')[0]}, {layout.where} at the {scale} scale",
         headers=(
@@ -114,7 +118,13 @@ def accuracy_table(
             *(["failed"] if failures else []),
         ),
         blocks=blocks,
-        caption=(*setting_lines(facts), *_ACCURACY_CAPTION, *_sources(frame), *_notes(layout)),
+        caption=(
+            *setting_lines(facts),
+            *_ACCURACY_CAPTION,
+            *guarded,
+            *_sources(frame),
+            *_notes(layout),
+        ),
         data=frame,
         facts=facts,
     )
@@ -167,8 +177,10 @@ def _accuracy_line(
         )
         for column, printed in zip(layout.columns, beside, strict=True)
     ]  # fmt: skip
-    ratios = [b.retention for b in beside if b.retention is not None]
-    whole = len(ratios) == len(beside)
+    inside = scored.guard.admitted(ids)  # the paper's mean is taken over the same benchmarks
+    averaged = [b for name, b in zip(ids, beside, strict=True) if name in inside]
+    ratios = [b.retention for b in averaged if b.retention is not None]
+    whole = 0 < len(ratios) == len(averaged)
     sources = sorted({b.source for b in beside if b.source})
     mean = _Beside(None, sum(ratios) / len(ratios) if whole else None, "; ".join(sources))
     failed = sum(scored.failed(row.method, tokens, name) for name in ids)

@@ -1,14 +1,14 @@
 """The method's own tax: a pruned prefill against a prefill that was given that many tokens.
 
 The native run has the same tower, projector and decoder and does the least work that ends with the
-same shapes: it takes the first patches without any score. What a method needs beyond it (scores,
-top-k, merging, hooks, bookkeeping) is its tax; a ratio of 1.05 means five percent.
+same shapes in every layer: it takes the first patches without any score. What a method needs beyond
+it (scores, top-k, merging, hooks, bookkeeping) is its tax; a ratio of 1.05 means five percent.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from transformers import (
 from frugalvlm import measure
 from frugalvlm.hosts import host_for
 from frugalvlm.loading import load_vlm
-from frugalvlm.methods import METHODS, LayerReducer, Method
+from frugalvlm.methods import METHODS, SGL, EncoderReducer, LayerReducer
 from frugalvlm.paths import results_dir
 from frugalvlm.study import records
 from frugalvlm.study.runs import Setting, code_of_kit
@@ -35,25 +35,23 @@ AIM = 1.05
 
 
 @torch.inference_mode()
-def native_prefill(model: PreTrainedModel, inputs: dict, method: Method, kept: int) -> Any:
-    """The cheapest prefill with the token counts that `method` ends with."""
+def native_prefill(model: PreTrainedModel, inputs: dict, tokens: Sequence[int]) -> Any:
+    """The cheapest prefill with these numbers of visual tokens at the decoder's layers."""
     host = host_for(model)
     decoder = host.language_model
     features = host.tower(pixel_values=inputs["pixel_values"], output_hidden_states=True)
     patches = features.hidden_states[model.config.vision_feature_layer][:, 1:]
-    cut = method.layers(len(decoder.layers)) if isinstance(method, LayerReducer) else (0,)
-    early = patches.shape[1] if cut[0] else kept
-    image = host.projector(patches[:, :early])
+    image = host.projector(patches[:, : tokens[0]])
     text = decoder.embed_tokens(inputs["input_ids"])
     before, after = text[:, :TEXT_BEFORE], text[:, -TEXT_AFTER:]
     sequence = torch.cat([before, image.to(text.dtype), after], 1)
-    if not cut[0]:  # through the model's own front, so that both runs pay for it
+    if len(set(tokens)) == 1:  # through the model's own front, so that both runs pay for it
         return model(inputs_embeds=sequence, use_cache=True, logits_to_keep=1)
-    # Layers before the cut run as in the model; behind it the sequence is sliced.
-    return model.lm_head(_two_lengths(decoder, sequence, cut[0], kept)[:, -1:])
+    # Layers before a cut run as in the model; behind it the sequence is sliced.
+    return model.lm_head(_in_lengths(decoder, sequence, tokens)[:, -1:])
 
 
-def _two_lengths(decoder: Any, sequence: torch.Tensor, cut: int, kept: int) -> torch.Tensor:
+def _in_lengths(decoder: Any, sequence: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
     from transformers import DynamicCache
 
     cache = DynamicCache(config=decoder.config)
@@ -61,9 +59,9 @@ def _two_lengths(decoder: Any, sequence: torch.Tensor, cut: int, kept: int) -> t
     rotary = decoder.rotary_emb(sequence, position_ids=positions)
     hidden = sequence
     for i, layer in enumerate(decoder.layers):
-        if i == cut:
-            every = torch.arange(sequence.shape[1])
-            keep = torch.cat([every[: TEXT_BEFORE + kept], every[-TEXT_AFTER:]])
+        if tokens[i] < tokens[max(i - 1, 0)]:
+            every = torch.arange(hidden.shape[1])
+            keep = torch.cat([every[: TEXT_BEFORE + tokens[i]], every[-TEXT_AFTER:]])
             hidden, positions = hidden[:, keep], positions[:, keep]
             rotary = (rotary[0][:, keep], rotary[1][:, keep])
         hidden = layer(hidden, attention_mask=None, position_ids=positions, past_key_values=cache,
@@ -103,13 +101,19 @@ def measure_tax(model: PreTrainedModel, kept: int, repeats: int = 30) -> list[di
     inputs, total = _inputs(model), host_for(model).shape.patches
     rows, untouched = [], copy.deepcopy(model)
     for key, cls in METHODS.items():
-        if key == "vanilla":
+        # A guide answers before the large model goes on: that is a run of its own, no tax.
+        # Methods that reduce no tokens leave the prefill alone.
+        reduces = issubclass(cls, EncoderReducer | LayerReducer)
+        if not reduces or issubclass(cls, SGL):
             continue
         method = cls.for_budget(kept, total)
+        with method.on(model) as trace:
+            _prefill(model, inputs)
+        counts = [round(count) for count in trace.tokens_per_layer]
         # The native run takes an untouched copy: hooks stay on for all of the pruned turns, as they
         # do in a real run.
         runs: dict[str, Callable[[], object]] = {
-            "native": lambda m=method: native_prefill(untouched, inputs, m, kept),  # type: ignore[misc]
+            "native": lambda c=counts: native_prefill(untouched, inputs, c),  # type: ignore[misc]
             "pruned": lambda: _prefill(model, inputs),
         }
         with method.on(model):

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -28,10 +28,11 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from frugalvlm.study.display import NONE_PRINTED, Block, Cell, Table
+from frugalvlm.study.guard import Guard
 from frugalvlm.study.papers import QUANTITY_KINDS, SCALES, Claim, Paper, load_paper
 from frugalvlm.study.records import Record, latest, one_setting, select
 from frugalvlm.study.scored import Scored, SheetMaker, contrast
-from frugalvlm.study.stats import Estimate
+from frugalvlm.study.stats import Estimate, from_sums, share
 
 __all__ = ["STATUSES", "Measured", "Verdict", "decide", "verdict_table", "verdicts"]
 
@@ -48,11 +49,13 @@ _STYLES = {
     "not measured": "dim",
 }
 _FLOPS_PARTS = {"vision tower": "tower", "tower": "tower", "projector": "projector",
-                "decoder": "decoder", "language model": "decoder"}  # fmt: skip
+                "decoder": "decoder", "language model": "decoder",
+                "visual tokens": "visual"}  # fmt: skip
 # Parts of a quantity that say what to measure; all others are hyper-parameters of the method.
 _SELECTORS = {
     "kind", "method", "model", "tokens", "tokens_fraction", "mean_keep_rate", "over", "part",
-    "statistic", "of", "a", "b", "crops",
+    "statistic", "of", "a", "b", "crops", "analysis", "figure", "source", "last_layers",
+    "last_layers_fraction",
 }  # fmt: skip
 
 
@@ -84,6 +87,7 @@ class Verdict:
         value: the measured quantity, None when there is none, with `low` and `high`.
         n: what it rests on (`of`: questions, rounds, images); None for counted quantities.
         reported: the paper's number (`claim.reported_on_columns`: over our benchmarks only).
+        left_out: benchmarks that the guard kept out of the quantity's mean.
     """
 
     paper: str
@@ -97,6 +101,7 @@ class Verdict:
     n: int | None = None
     of: str = ""
     reported: float | None = None
+    left_out: tuple[str, ...] = ()
 
 
 class _Missing(Exception):
@@ -109,6 +114,7 @@ def verdicts(
     scale: str,
     *,
     benchmarks: Mapping[str, SheetMaker] | None = None,
+    guard: Guard | None = None,
 ) -> list[Verdict]:
     """One verdict per claim, in the paper's order.
 
@@ -117,6 +123,7 @@ def verdicts(
         records: records of this scale, of one setting; incomplete ones are left out.
         scale: "pocket", "blueprint" or "full".
         benchmarks: by id; default: the kit's own.
+        guard: which benchmarks may enter a mean; default: by the scores stored with the weights.
 
     Raises:
         ValueError: for an unknown scale.
@@ -126,7 +133,7 @@ def verdicts(
         raise ValueError(f"Unknown scale '{scale}'. Known: {', '.join(SCALES)}.")
     paper = load_paper(paper) if isinstance(paper, str) else paper
     own = select(records, scale=scale)
-    evidence = _Evidence(paper, own, scale, benchmarks)
+    evidence = _Evidence(paper, own, scale, benchmarks, guard)
     return [_verdict(paper, claim, scale, evidence) for claim in paper.claims]
 
 
@@ -189,12 +196,22 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
             "A verdict is given by the whole 95 % interval: one that contains the threshold does "
             "not reproduce a claim. Counted quantities are exact. Paper: its number, and in "
             "brackets the same over the benchmarks of our table.",
+            *_left_out(found),
             *_grouped(v for v in found if v.status in ("not testable here", "not measured")),
         ),
         data=_frame(found),
         facts={"scale": scales},
         styles=_STYLES,
     )
+
+
+def _left_out(found: Sequence[Verdict]) -> list[str]:
+    """Which benchmarks the guard kept out, and of which claims."""
+    claims = [v.claim.id for v in found if v.left_out]
+    names = dict.fromkeys(name for v in found for name in v.left_out)
+    why = "the untouched model scores there nearly as well with blank pictures"
+    left = f"Not in the means of {', '.join(claims)}: {', '.join(names)}; {why}."
+    return [left] if claims else []
 
 
 def _grouped(found: Iterable[Verdict]) -> list[str]:
@@ -254,7 +271,7 @@ def _verdict(paper: Paper, claim: Claim, scale: str, evidence: _Evidence) -> Ver
     status = decide(measured, claim)
     found = _with(
         blank, status=status, value=measured.value, low=measured.low, high=measured.high,
-        n=measured.n, of=measured.of,
+        n=measured.n, of=measured.of, left_out=evidence.left_out(claim.quantity),
     )  # fmt: skip
     return _with(found, sentence=_sentence(found, measured.reason))
 
@@ -325,12 +342,14 @@ class _Evidence:
         records: Sequence[Record],
         scale: str,
         benchmarks: Mapping[str, SheetMaker] | None,
+        guard: Guard | None,
     ) -> None:
         self.paper, self.scale = paper, scale
-        self.scored = Scored(records, benchmarks=benchmarks)
+        self.scored = Scored(records, benchmarks=benchmarks, guard=guard)
         self.attention = latest(select(records, "attention"))
         efficiency = latest(select(records, "efficiency"))
-        for group in (self.attention, efficiency):
+        self.analyses = latest(select(records, "analysis"))
+        for group in (self.attention, efficiency, self.analyses):
             one_setting(group)
         blueprint = latest(select(records, "blueprint"))
         self.rows = [
@@ -389,7 +408,24 @@ class _Evidence:
             raise _Missing(self._gap(q["method"], budget, over))
         return {name: [(sign / len(over), sheet)] for name, sheet in sheets.items()}
 
+    def left_out(self, q: Mapping[str, Any]) -> tuple[str, ...]:
+        """Benchmarks that the guard keeps out of the means of an accuracy quantity."""
+        kind = q.get("of", "retention") if q["kind"] == "difference" else q["kind"]
+        if kind not in ("retention", "score"):
+            return ()
+        sides = [{**q, **q.get(side, {})} for side in ("a", "b")]
+        named = [name for side in sides for name in self._named(side)]
+        inside = {name for side in sides for name in self._over(side)}
+        return tuple(name for name in dict.fromkeys(named) if name not in inside)
+
     def _over(self, q: Mapping[str, Any]) -> list[str]:
+        """The benchmarks that a quantity is about, as far as the guard admits them."""
+        named = self._named(q)
+        if named and not (admitted := self.scored.guard.admitted(named)):
+            raise _Missing("the untouched model answers all benchmarks as well from blank pictures")
+        return admitted if named else named
+
+    def _named(self, q: Mapping[str, Any]) -> list[str]:
         over = q.get("over", "mean")
         if over != "mean":
             return [over] if isinstance(over, str) else list(over)
@@ -533,6 +569,52 @@ class _Evidence:
         of = "images" if record.get("mass_per_image") else "images, no interval"
         return Measured(value, low, high, images, of, "all layers are alike")
 
+    # --- the paper's own analysis ---------------------------------------------------------------
+
+    def _finding(self, q: Mapping[str, Any]) -> Measured:
+        """A figure and its interval, at a dotted path in the newest record of an analysis."""
+        found: Any = self._analysis(q["analysis"])
+        for name in q["figure"].split("."):
+            found = found.get(name) if isinstance(found, Mapping) else None
+        if found is None:
+            raise _Missing(f"no record of the analysis holds {q['figure']}")
+        ends = (math.nan if found[k] is None else float(found[k]) for k in ("value", "low", "high"))
+        return Measured(*ends, found["n"], "prompts", "there is no such token")
+
+    def _last_layer_share(self, q: Mapping[str, Any]) -> Measured:
+        """From the number of tokens per prompt and oracle exit."""
+        source = self._analysis("depth")["sources"][q.get("source", "captions")]
+        counts = np.asarray(source[q.get("statistic", "first_match")]["per_item"], dtype=float)
+        layers = counts.shape[1]
+        last = q.get("last_layers") or round(Fraction(q["last_layers_fraction"]) * layers)
+        sums = np.stack([100 * counts[:, layers - last :].sum(1), counts.sum(1)], 1)
+        return replace(_from(from_sums(share, sums)), of="prompts")
+
+    def _attention_shift(self, q: Mapping[str, Any]) -> Measured:
+        """Rank correlation of the attention that visual tokens get with their index."""
+        return self._finding({"analysis": "attention", "figure": f"shift.{q['by']}"})
+
+    def _rank_agreement(self, q: Mapping[str, Any]) -> Measured:
+        """From Kendall's tau per prompt and pair of neighbouring layers, bootstrapped over prompts.
+
+        The least of the pairs' means, without the first `skip_first` pairs.
+        """
+        if q.get("statistic") != "min_over_layers":
+            raise _Missing(f"no record of {q.get('statistic')} of the rankings")
+        tau = np.asarray(self._analysis("ranking")["neighbours"], dtype=float)
+        tau = tau[:, q.get("skip_first", 0) :]
+        if not tau.shape[1]:
+            raise _Missing("a decoder of so few layers has no such pair of neighbours")
+        drawn = np.random.default_rng(0).integers(len(tau), size=(1000, len(tau)))
+        low, high = np.quantile(tau[drawn].mean(1).min(-1), [0.025, 0.975])
+        return Measured(float(tau.mean(0).min()), float(low), float(high), len(tau), "prompts")
+
+    def _analysis(self, name: str) -> Record:
+        found = select(self.analyses, analysis=name)
+        if not found:
+            raise _Missing(f"no record of the analysis '{name}'")
+        return found[-1]
+
 
 def _rank_correlation(mass: np.ndarray) -> float:
     """Spearman's with the layer number; NaN where all layers are alike."""
@@ -582,8 +664,9 @@ def _apart(a: Measured, b: Measured) -> Measured:
 def _flops(row: Mapping[str, Any], part: str | None) -> float:
     if part is None:
         return float(row["flops"])
-    names = [name.strip() for name in part.split(" and ")]
-    return float(sum(row["flops_parts"][_FLOPS_PARTS[name]] for name in names))
+    names = [_FLOPS_PARTS[name.strip()] for name in part.split(" and ")]
+    parts = {**row["flops_parts"], "visual": row.get("flops_visual", math.nan)}
+    return float(sum(parts[name] for name in names))
 
 
 def _hyper(q: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,107 @@
+"""PyramidDrop: visual tokens are dropped stage by stage, a fixed share at each.
+
+Shallow layers need nearly all visual tokens, deep ones ever fewer. The decoder is cut into stages
+of equal depth, and at the end of each stage the same share of the tokens that are left goes.
+
+Paper: Xing et al., arXiv:2410.17247 (CVPR 2025), section 3. Code read: Cooperx521/PyramidDrop at
+6444f30, `modeling_llama_pdrop.py` (`pdrop_forward`, `pdrop_rank_drop`).
+
+1. S = 4 stages: cuts behind layers L/4, L/2 and 3L/4 (8, 16, 24 of 32).
+2. a = attention of the last prompt token to the visual tokens, mean over heads, computed with the
+   projections of the layer behind the cut on the states in front of it.
+3. The floor(N lambda^s) tokens with the largest a stay behind stage s, in order; N counts the
+   tokens that entered the decoder, lambda is 0.5.
+4. Position ids close the gaps, in every layer behind the cut and for every new token.
+
+Complexity: one query row and the keys of one layer per cut; O(length) memory.
+Deviations: at least one token stays; shares are of a crop's tokens, so that budgets per crop are
+met (LLaVA-NeXT); in the released training code the queries are others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from torch import Tensor
+
+from frugalvlm.methods.base import LayerReducer, check_budget
+from frugalvlm.methods.schedules import check_mean, solve
+from frugalvlm.views import BudgetError, Kept, LayerView, Shape, UnsupportedError, keep_top
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from frugalvlm.trace import Trace
+
+
+@dataclass(frozen=True)
+class PyramidDrop(LayerReducer):
+    """Keep the share `ratio` of the tokens that are left, at the end of each stage but the last."""
+
+    key: ClassVar[str] = "pyramiddrop"
+    renumbers: ClassVar[bool] = True
+    ratio: float = 0.5  # lambda
+    stages: int = 4  # S
+    behind: Callable[[LayerView], LayerView] | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
+        """The budget is what is left in the last stage."""
+        check_budget(kept_tokens, total_tokens)
+        return cls((kept_tokens / total_tokens) ** (1 / (cls.stages - 1)))
+
+    @classmethod
+    def for_mean(cls, mean_tokens: int, total_tokens: int, decoder_layers: int) -> Self:
+        """The budget is the mean over all layers.
+
+        Raises:
+            BudgetError: when the first stage alone exceeds it.
+        """
+        check_budget(mean_tokens, total_tokens)
+        full = decoder_layers // cls.stages
+        least = full * total_tokens + decoder_layers - full
+        check_mean(cls.key, mean_tokens, least, decoder_layers, full)
+        most = mean_tokens * decoder_layers
+        return cls(solve(lambda r: cls(r).counts(total_tokens, decoder_layers), 0.0, 1.0, most))
+
+    def check(self, shape: Shape) -> None:
+        """0 <= lambda <= 1, and a layer for every stage."""
+        if not 0 <= self.ratio <= 1:
+            raise BudgetError(f"pyramiddrop's ratio is a share, 0 to 1; got {self.ratio}.")
+        if not 2 <= self.stages <= shape.decoder_layers:
+            raise UnsupportedError(
+                f"pyramiddrop cannot cut {shape.decoder_layers} decoder layers into {self.stages} "
+                f"stages; choose stages in 2..{shape.decoder_layers}."
+            )
+
+    def on(
+        self, model: PreTrainedModel, placeholders: Tensor | None = None
+    ) -> AbstractContextManager[Trace]:
+        """Run the model with this method inside a `with` block; see `frugalvlm.lookahead`."""
+        from frugalvlm.lookahead import looking_ahead  # it knows hosts; methods do not
+
+        return looking_ahead(self, model, placeholders)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and hyper-parameters, as records keep them."""
+        return {"method": self.key, "ratio": self.ratio, "stages": self.stages}
+
+    def layers(self, decoder_layers: int) -> tuple[int, ...]:
+        """The first layer of every stage but the first."""
+        return tuple(s * decoder_layers // self.stages for s in range(1, self.stages))
+
+    def counts(self, patches: int, decoder_layers: int) -> tuple[int, ...]:
+        """Visual tokens per crop at every decoder layer, of so many `patches`."""
+        cuts = self.layers(decoder_layers)
+        stages = [sum(layer >= cut for cut in cuts) for layer in range(decoder_layers)]
+        return tuple(max(1, math.floor(patches * self.ratio**s + 1e-9)) for s in stages)
+
+    def keep(self, view: LayerView) -> Kept:
+        """The tokens that the last prompt token attends to most, in order."""
+        assert self.behind is not None, "`on` says where to look"
+        budget = view.per_crop(self.counts(view.patches, view.decoder_layers)[view.layer])
+        return keep_top(self.behind(view).last_token_attention.mean(1), budget)

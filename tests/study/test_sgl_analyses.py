@@ -1,0 +1,193 @@
+"""SGL's analyses on tiny models of random weights: what their records say is what happened."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from frugalvlm import methods
+from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.guidance import Guide
+from frugalvlm.loading import WeightsError, load_vlm, model_hash, save_vlm
+from frugalvlm.pocket.models import build_model, build_processor
+from frugalvlm.study import runs, tables
+from frugalvlm.study.analyses import sgl
+from frugalvlm.study.papers import load_paper
+from frugalvlm.study.records import method_key
+from frugalvlm.study.reproduce import Options
+from frugalvlm.study.verdicts import verdicts
+from frugalvlm.views import UnsupportedError
+
+N, NAME = 20, "pocket-gqa"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folders = {}
+    for name in ("pocket-llava-tiny", "pocket-llava-small"):
+        torch.manual_seed(0)
+        folders[name] = tmp_path_factory.mktemp("models") / name
+        save_vlm(build_model(name), build_processor(), folders[name])
+    return {name: str(folder) for name, folder in folders.items()}
+
+
+@pytest.fixture(scope="module")
+def options(folders):
+    return Options(
+        n=N, benchmarks=(NAME,), model=folders["pocket-llava-tiny"],
+        guide=folders["pocket-llava-small"], repeats=2,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def large(options):
+    return load_vlm(options.model)
+
+
+@pytest.fixture(scope="module")
+def setting(tmp_path_factory, options):
+    folder = tmp_path_factory.mktemp("records")
+    return runs.Setting("pocket", "tiny", model_hash(options.model), folder, n=N)
+
+
+@pytest.fixture(scope="module")
+def made(setting, large, options):
+    return sgl.run(setting, *large, options, runs.Silent())
+
+
+@pytest.fixture(scope="module")
+def by_key(made):
+    return {method_key(r): r for r in made if r["kind"] == "accuracy"}
+
+
+def answers(record):
+    return [answer for _, answer in record["answers"]]
+
+
+def test_every_variant_is_a_record_of_its_own(made, by_key, options):
+    (layout,) = [t for t in load_paper("sgl").tables if t.id == "sources"]
+    wanted = {row.method for row in layout.rows} - {"vanilla", "sgl"}
+    exits = {"sgl_small", "sgl_exit", "sgl_exit_confidence", "sgl_exit_consistency"}
+    assert set(by_key) == wanted | exits
+    name = f"pocket-llava-small@{model_hash(options.guide)[:8]}"
+    assert by_key["sgl_prompt"]["request"]["method"]["guide"] == name
+    for key in wanted:  # one cut, one budget
+        assert by_key[key]["tokens"]["per_layer"] == [144.0] + [7.0] * 7, key
+    assert by_key["sgl_small"]["tokens"]["per_layer"] == [144.0] * 8
+    assert len({tuple(answers(by_key[k])) for k in wanted}) > 4, "rankings make no difference"
+
+
+def test_the_guide_alone_answers_as_it_does_without_us(by_key, options, large):
+    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    small, _ = load_vlm(options.guide)
+    assert answers(by_key["sgl_small"]) == runs.answer_all(small, batches, 10)
+
+
+def test_exits_take_the_surest_answers(made, by_key, setting, large, options):
+    leave = sgl.find(made, "exit")
+    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    guide = sgl.load_guide(options, large[1])
+    method = dataclasses.replace(methods.SGL.for_budget(7, 144), guide=guide)
+    args = (setting, large[0], load_benchmark(NAME), batches, method, 7, runs.Silent())
+    guided, small = answers(runs.accuracy_run(*args)), answers(by_key["sgl_small"])
+    assert guided != small
+    sure, stable = (np.array(leave["questions"][NAME][k]) for k in ("confidence", "consistency"))
+    assert ((sure > 0) & (sure <= 1)).all()
+    assert ((stable > 0) & (stable <= 1)).all()
+    for key, score in (("sgl_exit", sure + stable), ("sgl_exit_confidence", sure),
+                       ("sgl_exit_consistency", stable)):  # fmt: skip
+        out = set(np.argsort(-score, kind="stable")[: round(0.4 * len(score))].tolist())
+        assert answers(by_key[key]) == [small[i] if i in out else guided[i] for i in range(N)]
+    curve = [row for row in leave["curve"] if row["criterion"] == "mean"]
+    assert [row["share"] for row in curve] == list(sgl.SHARES)
+    flops, thresholds = ([row[k] for row in curve] for k in ("flops", "threshold"))
+    assert flops == sorted(flops, reverse=True)
+    assert thresholds[0] is None
+    assert thresholds[1:] == sorted(thresholds[1:], reverse=True)
+    assert curve[-1]["score"] == by_key["sgl_small"]["metrics"]["headline"]["value"]
+    frame = sgl.exit_frame(leave)
+    assert len(frame) == len(sgl.CRITERIA) * len(sgl.SHARES)
+
+
+def test_costs_add_up(made):
+    flops = (cost := sgl.find(made, "guide cost"))["flops"]
+    assert flops["guided"] == flops["large"] + flops["guide"]
+    assert 0 < flops["large"] < flops["untouched"]
+    assert (
+        0 < flops["guide without reading"] < flops["guide"] < 1.5 * flops["guide without reading"]
+    )
+    assert cost["consistency_share"]["value"] == flops["consistency"] / flops["guide"]
+    assert 0 < cost["consistency_share"]["value"] < 1
+    assert sgl.cost_frame(cost).loc["untouched", "of untouched"] == 1
+
+
+def test_agreement_of_rankings(made, setting, large, tmp_path):
+    rankings = sgl.find(made, "agreement")["rankings"]
+    for quantities in rankings.values():
+        for found in quantities.values():
+            assert -2 <= found["low"] <= found["value"] <= found["high"] <= 2
+            assert found["n"] == N
+    assert rankings["small_all"]["spearman"]["value"] < 0.99
+    # A guide with the large model's own weights agrees with it in everything.
+    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    method = dataclasses.replace(methods.SGL.for_budget(7, 144), guide=Guide(large[0], "itself"))
+    elsewhere = dataclasses.replace(setting, folder=tmp_path)
+    itself = sgl._agreement_run(elsewhere, large[0], method, batches, runs.Silent())["rankings"]
+    assert itself["small_all"]["spearman"]["value"] == pytest.approx(1)
+    assert itself["small_all"]["overlap"]["value"] == 1
+    assert itself["large_one"]["overlap"]["value"] < 1
+    assert len(sgl.agreement_frame({"rankings": itself})) == 8
+
+
+def test_records_are_used_again(made, setting, large, options, monkeypatch):
+    def stop(*args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr(runs, "_answer", stop)
+    monkeypatch.setattr(Guide, "forward", stop)
+    again = sgl.run(setting, *large, options, runs.Silent())
+    assert len(again) == len(made)
+    assert [r["provenance"]["created"] for r in again] == [r["provenance"]["created"] for r in made]
+
+
+def test_tables_and_verdicts_read_them(made, setting, large, options):
+    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    vanilla = runs.accuracy_run(
+        setting, large[0], load_benchmark(NAME), batches, methods.Vanilla(), 144, runs.Silent()
+    )
+    table = tables.accuracy_table("sgl", "sources", [vanilla, *made])
+    frame = table.to_frame() if hasattr(table, "to_frame") else table.data
+    own = frame[frame["benchmark"] == NAME].set_index("method")
+    assert own.loc["sgl_oracle", "score"] is not None
+    printed = frame[frame["benchmark"] == "pocket-textvqa"].set_index("method")["paper_score"]
+    assert printed["sgl_generated"] == 79.38
+    assert printed["sgl_prompt"] == 76.15
+    found = {v.claim.id: v for v in verdicts("sgl", [vanilla, *made], "pocket")}
+    assert found["consistency-is-cheap"].value == pytest.approx(
+        sgl.find(made, "guide cost")["consistency_share"]["value"]
+    )
+    assert found["rankings-agree"].status != "not measured"
+    assert found["beats-random-ranking"].status == "not measured"  # over three benchmarks
+
+
+def test_a_plan_gets_its_guide_only_where_one_is_needed(large, options):
+    missing = dataclasses.replace(options, guide="pocket-llava-none")
+    plan = [(methods.Vanilla(), 144), (methods.FastV(7), 7)]
+    assert sgl.with_guide(plan, missing, large[1]) == plan
+    guided = [*plan, (methods.SGL.for_budget(7, 144), 7)]
+    with pytest.raises(WeightsError, match="pocket-llava-none"):
+        sgl.with_guide(guided, missing, large[1])
+    *others, (method, budget) = sgl.with_guide(guided, options, large[1])
+    assert others == plan
+    assert budget == 7
+    assert method.guide is not None
+
+
+def test_a_guide_with_another_tokenizer_is_refused(large, options, tmp_path):
+    processor = build_processor()
+    processor.tokenizer.add_tokens(["zebra"])
+    save_vlm(build_model("pocket-llava-small"), processor, tmp_path / "small")
+    other = dataclasses.replace(options, guide=str(tmp_path / "small"))
+    with pytest.raises(UnsupportedError, match="another tokenizer"):
+        sgl.load_guide(other, large[1])
