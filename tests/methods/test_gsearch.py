@@ -38,7 +38,7 @@ def chooser(
         asks = {
             "text": range(places[-1] + 1, length),
             "last": [length - 1],
-            "all": [r for r in range(length) if r not in places],
+            "all": range(length),
         }[rows]
         used = front if maps == "front" else here
         score = {p: sum(float(used[:, row, p].mean()) for row in asks) for p in left}
@@ -81,7 +81,7 @@ def test_logits_are_those_of_the_paper(host):
 MISTAKES: dict[str, dict[str, Any]] = {
     "the layer's own attention": {"maps": "here"},
     "the last token alone": {"rows": "last"},
-    "text before the image too": {"rows": "all"},
+    "visual tokens ask too": {"rows": "all"},
     "one ranking for all layers": {"of_first_ranking": True},
     "rates relative to the layer before": {"schedule": (16, 16, 10, 3)},
     "rounded, not floored": {"schedule": (16, 16, 11, 5)},

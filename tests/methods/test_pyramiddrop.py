@@ -91,7 +91,7 @@ def test_stages_of_the_released_scripts():
     counts = method.counts(576, 32)
     assert counts == (576,) * 8 + (288,) * 8 + (144,) * 8 + (72,) * 8
     assert sum(counts) / 32 / 576 == pytest.approx(0.469, abs=5e-4)  # as G-Search's Table 1 has it
-    assert PyramidDrop.for_mean(270, 576, 32).ratio == pytest.approx(0.5, abs=1e-3)
+    assert PyramidDrop.for_mean(270, 576, 32).ratio == pytest.approx(0.5, abs=2e-3)
 
 
 @pytest.mark.parametrize("kept", [1, 7, 16, 72, 144])

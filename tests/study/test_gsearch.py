@@ -119,7 +119,9 @@ def made(tmp_path_factory):
             patch.setattr(gsearch, name, value)
         first = gsearch.run(setting, vlm, processor, options, runs.Silent())
         again = gsearch.run(setting, vlm, processor, options, runs.Silent())
-    assert again == first, "complete records are used again"
+    made_at = [[r["provenance"]["created"] for r in group] for group in (first, again)]
+    assert made_at[0] == made_at[1]
+    assert len(list(setting.folder.glob("*.json"))) == len(first), "records are used again"
     return vlm, processor, setting, first
 
 

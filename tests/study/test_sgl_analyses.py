@@ -19,7 +19,7 @@ from frugalvlm.study.reproduce import Options
 from frugalvlm.study.verdicts import verdicts
 from frugalvlm.views import UnsupportedError
 
-N, NAME = 20, "pocket-gqa"
+N, NAME = 21, "pocket-gqa"  # three questions a picture
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +191,25 @@ def test_a_guide_with_another_tokenizer_is_refused(large, options, tmp_path):
     other = dataclasses.replace(options, guide=str(tmp_path / "small"))
     with pytest.raises(UnsupportedError, match="another tokenizer"):
         sgl.load_guide(other, large[1])
+
+
+def test_the_blueprint_counts_the_guide():
+    """LLaVA-1.5-7B guides 13B: its prompt, and an answer of ten tokens, on top of the cut model."""
+    from frugalvlm.study.blueprint import TEXT_AFTER, TEXT_BEFORE, blueprint, count
+
+    name, text = "LLaVA-1.5-13B", TEXT_BEFORE + TEXT_AFTER
+    model = blueprint(name).build()
+    vanilla = count(model, name, methods.Vanilla(), 576)
+    row = count(model, name, methods.SGL.for_budget(29, 576), 29)
+
+    def decoder(tokens, layers, d, m):
+        return layers * (2 * tokens * (4 * d * d + 3 * d * m) + 4 * d * tokens * tokens)
+
+    cut = int(29 / 576 * 40)
+    large = decoder(576 + text, cut, 5120, 13824) + decoder(29 + text, 40 - cut, 5120, 13824)
+    assert row["flops_parts"]["decoder"] == large
+    small = count(blueprint("LLaVA-1.5-7B").build(), "LLaVA-1.5-7B", methods.Vanilla(), 576)
+    assert small["flops"] < row["flops_parts"]["guide"] < 1.1 * small["flops"]
+    assert sum(row["flops_parts"].values()) == row["flops"] < vanilla["flops"]
+    assert row["hyper_parameters"]["guide"] == "LLaVA-1.5-7B"
+    assert row["tokens_mean"] == (cut * 576 + (40 - cut) * 29) / 40

@@ -36,9 +36,9 @@ from frugalvlm.study.runs import Batches, answer_all
 
 CARD_QUESTIONS = 600  # per benchmark, for the scores on the model card
 CHECK_STEPS, CHECK_PICTURES = 6, 4  # of every stage; a step, at most
-# Relative. CPUs differ in their number format: bfloat16 in place of float32 moved these losses by at
-# most 0.001 (pocket-llava-base); a learning rate 10 % too high moved them by 0.02, another seed by
-# 0.08 (pocket-llava-tiny).
+# Relative. CPUs differ in the number format they are fast in: bfloat16 in place of float32 moved
+# these losses by at most 0.001 (pocket-llava-base); a learning rate 10 % too high moved them by up
+# to 0.02, another seed by up to 0.08 (pocket-llava-tiny).
 CHECK_TOLERANCE = 0.005
 
 CHECK, LOG, SCORES, SESSIONS = "check.json", "training_log.json", "scores.json", "sessions.jsonl"

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from frugalvlm.methods import Method
+from frugalvlm.methods import SGL, Method
 from frugalvlm.study.costs import prefill_costs, visual_flops
 
 # LLaVA-1.5's prompt around the image: 35 tokens before it (system sentence, "USER: "), and a short
@@ -134,6 +134,9 @@ def count(model: PreTrainedModel, name: str, method: Method, budget: int) -> dic
         One row of a blueprint record.
     """
     inputs, placeholders = blueprint(name).inputs()
+    if isinstance(method, SGL) and method.guide is None:
+        small = name.replace("13B", "7B")  # the smallest one with the same tower and prompt
+        method = method.guided_by(blueprint(small).build(), small)
     # Meta tensors have no values, so Transformers cannot compare the number of placeholders.
     unchecked = mock.patch.dict(os.environ, TRANSFORMERS_DISABLE_TORCH_CHECK="1")
     with unchecked, method.on(model, placeholders=placeholders) as trace:

@@ -187,7 +187,7 @@ def blueprint_table(
             "Scale: blueprint. Counted on the real modules without weights, one prompt with one "
             "image; exact, so without an interval. Ratio of FLOPs: untouched model over method. "
             "Ratio of the cache: method over untouched. Other: projector, head and the method's "
-            "own work.",
+            "own work, the answer of a guiding model included.",
             "The last column is no FLOPs figure: it is the paper's measured prefill time of the "
             "untouched model over that with the method, on its own hardware"
             + (f" ({times_table.where}, {times_table.title}" if times_table else "")

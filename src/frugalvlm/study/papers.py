@@ -95,7 +95,8 @@ QUANTITY_KINDS: Mapping[str, str] = {
     "finding": "a figure of the paper's own analysis, by its place in the record",
 }
 
-_STATES = {"reproduced", "planned"}
+# "reproduced": the results are published in results/; "runnable": `invoke reproduce` computes them.
+_STATES = {"reproduced", "runnable", "planned"}
 _T = TypeVar("_T")
 
 

@@ -28,9 +28,9 @@ from frugalvlm.views import UnsupportedError
 
 BATCH_SIZE = 32
 CODE_ALWAYS = (
-    "surgery.py", "subset.py", "guidance.py", "lookahead.py", "views.py", "trace.py", "loading.py", "hosts",
-    "methods/base.py", "methods/schedules.py", "benchmarks", "pocket/scenes.py", "pocket/questions.py", "pocket/clips.py",
-    "study/runs.py",
+    "surgery.py", "subset.py", "guidance.py", "lookahead.py", "views.py", "trace.py", "loading.py",
+    "hosts", "methods/base.py", "methods/schedules.py", "benchmarks", "pocket/scenes.py",
+    "pocket/questions.py", "pocket/clips.py", "study/runs.py",
 )  # fmt: skip
 
 

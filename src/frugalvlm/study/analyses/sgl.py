@@ -438,7 +438,9 @@ def agreement_frame(agreement: Record) -> pd.DataFrame:
 
 def cost_frame(cost: Record) -> pd.DataFrame:
     """FLOPs and time of one question, and their share of the untouched large model's prefill."""
-    frame = pd.DataFrame({"mflops": cost["flops"], "ms": cost["ms"]})
-    frame["mflops"] /= 1e6
-    frame["of untouched"] = frame["mflops"] / frame.loc["untouched", "mflops"]
-    return frame
+    flops = cost["flops"]
+    return pd.DataFrame({
+        "mflops": {name: n / 1e6 for name, n in flops.items()},
+        "of untouched": {name: n / flops["untouched"] for name, n in flops.items()},
+        "ms": cost["ms"],
+    })  # fmt: skip
