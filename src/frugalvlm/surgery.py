@@ -661,9 +661,9 @@ class _Session:
         if kept.values is None:
             return hidden
         full = torch.arange(kept.index.shape[1]) < torch.tensor(kept.counts)[:, None]
-        image, slot = (part.to(device) for part in full.nonzero(as_tuple=True))
-        values = kept.values[image, slot].to(hidden.dtype)
-        return hidden.index_put((rows[image], call.visual[image, slot]), values)
+        which, slot = (part.to(device) for part in full.nonzero(as_tuple=True))
+        values = kept.values[which, slot].to(hidden.dtype)
+        return hidden.index_put((rows[which], call.visual[which, slot]), values)
 
     def _leave_decoder(self, module: FamilyModule, args: tuple, output: Any) -> Any:
         """The decoder is done: remember the cuts on the cache, restore the prompt's shape."""

@@ -114,7 +114,9 @@ def test_the_requested_count_is_the_actual_count(key, host, rows):
     for row in trace.kept:
         assert row == sorted(set(row)), "kept patches are not ascending and unique"
         assert all(0 <= patch < PATCHES for patch in row)
-    if key in ("random", "fastervlm", "uniform", "divprune") or (key in ("fastv", "sgl") and host != "llava_next"):
+    if key in ("random", "fastervlm", "uniform", "divprune") or (
+        key in ("fastv", "sgl") and host != "llava_next"
+    ):
         assert [len(row) for row in trace.kept] == [KEPT] * sum(crops)
     if key.startswith("visionzip"):
         has_cls = host != "llava_siglip"

@@ -83,10 +83,15 @@ class PruMergePlus(EncoderReducer):
                 "kept_tokens."
             )
         rows = [
-            _merged(*(t[i : i + 1] for t in (view.patches, attention, keys)),
-                    _adaptive(attention[i])[None], self.neighbours)
+            _merged(
+                view.patches[i : i + 1],
+                attention[i : i + 1],
+                keys[i : i + 1],
+                _adaptive(attention[i])[None],
+                self.neighbours,
+            )
             for i in range(view.crops)
-        ]  # fmt: skip
+        ]
         tokens, source, merged_into = zip(*rows, strict=True)
         pad = torch.nn.utils.rnn.pad_sequence
         return Reduced(

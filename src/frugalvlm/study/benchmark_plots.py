@@ -41,7 +41,7 @@ def sample_panel(names: Sequence[str] = (), picture: int = 2, split: str = "test
         split: "dev" or "test".
     """
     names = list(names or BENCHMARKS)
-    figure, axes = _grid(len(names), (3.6, 4.3))
+    figure, axes = _grid(len(names), (3.6, 5.1))
     for ax, name in zip(axes, names, strict=True):
         benchmark = load_benchmark(name)
         rows = benchmark.dataset(split, (picture + 1) * benchmark.per_image)  # type: ignore[arg-type]
@@ -51,6 +51,7 @@ def sample_panel(names: Sequence[str] = (), picture: int = 2, split: str = "test
         ax.set_title(f"{name} (stands for {benchmark.stands_for})", fontsize=10, loc="left")
         asked = [fill(f"{row['question']} → {shorten(row['answer'], 120)}", 52) for row in own[:3]]
         ax.set_xlabel("\n".join(asked), fontsize=8, loc="left")
+    figure.get_layout_engine().set(hspace=0.1)  # type: ignore[union-attr, call-arg]
     return figure
 
 
@@ -118,7 +119,7 @@ def discrimination_plot(frame: pd.DataFrame, title: str = "") -> Figure:
     known = dict(zip(labels, handles, strict=True))
     figure.legend(
         known.values(), known.keys(), loc="outside lower center", frameon=False, fontsize=9,
-        ncols=min(len(known), 3 * min(len(names), 3)),
+        ncols=len(known) if len(names) > 2 else 3,
     )  # fmt: skip
     figure.suptitle(f"{title}\nbars and bands: 95 % interval".strip(), fontsize=11)
     return figure

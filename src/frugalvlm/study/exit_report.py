@@ -142,7 +142,7 @@ def gate_plot(record: Record, source: str = "captions", ax: Axes | None = None) 
         saved = [100 * (1 - exit["value"] / layers) for exit in own["mean_exit"]]
         values, low, high = ([a[k] for a in own["agreement"]] for k in ("value", "low", "high"))
         error = np.abs(np.array([low, high]) - values)
-        ax.errorbar(saved, values, yerr=error, marker=marker, capsize=3, color=colors[gate],
+        ax.errorbar(saved, values, yerr=error, marker=marker, capsize=3, color=colors[str(gate)],
                     label=gate)  # fmt: skip
         for x, y, threshold in zip(saved, values, own["threshold"], strict=True):
             ax.annotate(f"{threshold:g}", (x, y), xytext=(3, 4), textcoords="offset points",

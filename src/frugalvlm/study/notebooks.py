@@ -112,6 +112,8 @@ def execute_paper_notebook(key: str, options: Options, folder: Path) -> Path:
         parameters["budgets"] = options.budgets
     source = paper_notebook(key)
     # Not every notebook measures energy or needs a second model.
-    for name in {"repeats", "energy_window_s", "guide"} & set(papermill.inspect_notebook(str(source))):
+    for name in {"repeats", "energy_window_s", "guide"} & set(
+        papermill.inspect_notebook(str(source))
+    ):
         parameters[name] = getattr(options, name)
     return execute(source, folder / f"{key}.ipynb", parameters)

@@ -349,8 +349,8 @@ def _stages(text: np.ndarray) -> str:
         f"{_verdict(fusion[1] > TURN and back[1] > TURN)}: the text's attention on the image is "
         f"{early.mean():.0f} % in layer {names[0]}, {middle.mean():.0f} % in {names[1]} and "
         f"{late.mean():.0f} % in {names[2]}; three stages need a fall "
-        f"and then a rise of more than {TURN:g} point each; here it falls by {fusion[0]:.1f} "
-        f"{between(fusion[1], fusion[2], 1)} and rises by {back[0]:.1f} "
+        f"and then a rise of more than {TURN:g} point each; here it changes by {-fusion[0]:+.1f} "
+        f"{between(-fusion[2], -fusion[1], 1)} and then by {back[0]:+.1f} "
         f"{between(back[1], back[2], 1)}."
     )
 

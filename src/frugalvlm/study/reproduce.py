@@ -211,7 +211,12 @@ def run_blueprint(
         for row in table.rows
         if (row.method == table.baseline) == (budget is None)
     ]  # fmt: skip
-    request = {"scale": "blueprint", "model": "blueprint", "cells": cells, "dtype": "bfloat16"}
+    request: dict[str, Any] = {
+        "scale": "blueprint",
+        "model": "blueprint",
+        "cells": cells,
+        "dtype": "bfloat16",
+    }
     if table.mean_budgets:
         request["mean_budgets"] = True
     code = code_hash("methods", "measure", "study/costs.py", "study/blueprint.py")

@@ -578,8 +578,10 @@ class _Evidence:
             found = found.get(name) if isinstance(found, Mapping) else None
         if found is None:
             raise _Missing(f"no record of the analysis holds {q['figure']}")
-        ends = (math.nan if found[k] is None else float(found[k]) for k in ("value", "low", "high"))
-        return Measured(*ends, found["n"], "prompts", "there is no such token")
+        value, low, high = (
+            math.nan if found[k] is None else float(found[k]) for k in ("value", "low", "high")
+        )
+        return Measured(value, low, high, found["n"], "prompts", "there is no such token")
 
     def _last_layer_share(self, q: Mapping[str, Any]) -> Measured:
         """From the number of tokens per prompt and oracle exit."""

@@ -165,7 +165,7 @@ def cost_rows() -> pd.DataFrame:
         visual = _visual(row, own["visual_tokens"].iloc[0])
         row |= {"tokens": visual[0] if visual else None, "tflops": None, "ms": None, "fits": None}
         if visual:
-            row["tflops"], row["ms"] = prefill_cost(DECODERS[model], visual)
+            row["tflops"], row["ms"] = prefill_cost(DECODERS[str(model)], visual)
             row["fits"] = all(
                 abs(row[unit] - printed) < max(HALF_DIGIT, FITS * printed)
                 for unit, printed in (("tflops", row["printed_tflops"]), ("ms", row["printed_ms"]))
@@ -174,7 +174,7 @@ def cost_rows() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _visual(row: dict[str, Any], tokens: float) -> list[float] | None:
+def _visual(row: dict[str, Any], tokens: float) -> Sequence[float] | None:
     """Visual tokens at every layer of a printed row; None where they cannot be told."""
     decoder = DECODERS[row["model"]]
     inferred = INFERRED.get((row["table"], row["method"], row["setting"]))
@@ -257,7 +257,9 @@ def cost_table() -> Table:
     frame = cost_rows()
     blocks = []
     for table, rows in frame.groupby("table", sort=False):
-        cells = [_cost_cells(row) for row in rows.to_dict("records")]
+        cells = [
+            _cost_cells({str(k): v for k, v in row.items()}) for row in rows.to_dict("records")
+        ]
         blocks.append(Block(str(table), tuple(cells)))
     wrong = frame[frame["fits"].eq(False) & ~frame["inferred"]]
     return Table(
@@ -271,7 +273,7 @@ def cost_table() -> Table:
             "printed and were found by fitting.",
             f"{len(wrong)} rows do not follow from the setting they print: "
             + "; ".join(
-                f"{_bare(r.setting)} gives {r.tflops:.2f} and not {r.printed_tflops:.2f} TFLOPs"
+                f"{_bare(str(r.setting))} gives {r.tflops:.2f}, not {r.printed_tflops:.2f} TFLOPs"
                 for r in wrong.itertuples()
             )
             + ".",

@@ -71,7 +71,7 @@ class Source:
     model: PreTrainedModel
     processor: ProcessorMixin
     rows: list[dict[str, Any]]
-    batches: list[tuple[list[int], Mapping[str, Tensor]]]
+    batches: Sequence[tuple[Sequence[int], Mapping[str, Any]]]
     max_new_tokens: int
     benchmark: Benchmark | None = None
 
@@ -317,10 +317,10 @@ def _forced_row(source: Source, method: EarlyExit) -> tuple[dict[str, Any], np.n
         said, left = forced(source.model, batch, method)
         real = batch.real.cpu().numpy()
         real[:, 0] = False  # never exits
-        row, column = real.nonzero()
-        where.append(batch.items[row])
+        line, column = real.nonzero()
+        where.append(batch.items[line])
         place.append(column)
-        length.append(batch.real.sum(1).cpu().numpy()[row])
+        length.append(batch.real.sum(1).cpu().numpy()[line])
         exits.append(left[real])
         right.append((said == batch.ids.cpu().numpy())[real])
     w, p, n, e, r = (np.concatenate(parts) for parts in (where, place, length, exits, right))
@@ -357,8 +357,8 @@ def _free_row(source: Source, method: EarlyExit, untouched: Sequence[str | None]
     }
     if source.benchmark is not None:
         free["score"] = _score(source, texts)
-        sheets = (source.benchmark.sheet(source.rows, t) for t in (texts, untouched))
-        free["score_change"] = figure(stats.paired_difference(*sheets))
+        own, theirs = (source.benchmark.sheet(source.rows, t) for t in (texts, untouched))
+        free["score_change"] = figure(stats.paired_difference(own, theirs))
     return {"free": free}
 
 
