@@ -233,12 +233,12 @@ def test_no_scan_is_in_two_splits(id):
 # sha256 of question ids, seeds, questions and answers of the first 30 questions, dev and test. A
 # change means that every record made before is about other questions.
 PINNED = {
-    "pocket-gqa": "ef917bd508b51d07",
-    "pocket-pope": "320d7345d3de4236",
-    "pocket-mme": "1432f49a84bcaaca",
-    "pocket-textvqa": "cdffb7df23d1d5c9",
-    "pocket-sqa": "fcee1567fdda0764",
-    "pocket-vqav2": "55349e1271b2d576",
+    "pocket-gqa": "f3b24ee0d030a9de",
+    "pocket-pope": "81ccd634b936aca3",
+    "pocket-mme": "72ab5a75e4243dd9",
+    "pocket-textvqa": "23744fab20d87493",
+    "pocket-sqa": "7eb84a55d791521c",
+    "pocket-vqav2": "3ce244762da87dae",
 }
 
 

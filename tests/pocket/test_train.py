@@ -11,6 +11,7 @@ from frugalvlm import load_vlm
 from frugalvlm.errors import KNOWN
 from frugalvlm.loading import WeightsError, models_dir, verify
 from frugalvlm.pocket import recipe, train
+from frugalvlm.pocket.card import _weak as weak
 from frugalvlm.pocket.card import energy
 from frugalvlm.pocket.recipe import STAGES, Stage
 from frugalvlm.pocket.train import TrainingError
@@ -173,6 +174,17 @@ def test_weights_of_an_older_version_cannot_be_continued(small, tmp_path, monkey
         train.check(NAME)
 
 
+def test_the_card_names_benchmarks_that_say_little():
+    def scored(accuracy, blank, value):
+        return {"seeing_accuracy": accuracy, "blank_accuracy": blank, "max": 100.0,
+                "seeing": {"value": value}}  # fmt: skip
+
+    good = scored(90.0, 50.0, 88.0)
+    assert "Every benchmark" in weak({"a": good})
+    for bad in (scored(74.0, 20.0, 90.0), scored(90.0, 61.0, 90.0), scored(90.0, 20.0, 69.4)):
+        assert "blank picture: b. " in weak({"a": good, "b": bad})
+
+
 def _session(joules, device="cpu", threads=2, seconds=600.0):
     methods = {c: "rapl" if j is not None else "none" for c, j in joules.items()}
     return {"seconds": seconds, "device": device, "joules": joules, "methods": methods,
@@ -187,7 +199,7 @@ def test_the_card_says_what_was_measured_and_what_was_modelled():
     modelled = energy([_session({"cpu": None})], 1000.0)
     assert "not measured" in modelled
     assert "*Modelled*" in modelled
-    assert "8 kJ" in modelled, "1000 s of two threads at 4 W"
+    assert "about 8 kJ, 1 g" in modelled, "1000 s of two threads at 4 W"
     for nothing in ([], [_session({"gpu": None}, device="cuda")]):
         assert energy(nothing, 1000.0).startswith("Energy was not measured")
         assert "kJ" not in energy(nothing, 1000.0)

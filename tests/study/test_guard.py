@@ -145,7 +145,7 @@ def installed(tmp_path, monkeypatch):
 
 def test_the_installed_scores_make_the_guard(installed) -> None:
     for score in installed.values():
-        points = 100 * (score["seeing"]["value"] - score["blank"]["value"]) / score["max"]
+        points = score["seeing_accuracy"] - score["blank_accuracy"]
         assert score["difference"]["value"] == pytest.approx(points)
         assert score["difference"]["n_questions"] == score["n"] >= 12
     setting = {"model": "pocket-llava-tiny", "model_hash": model_hash("pocket-llava-tiny")}

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from PIL.Image import Resampling
 from torch import Tensor, nn
@@ -109,7 +108,8 @@ def visual_features(
     side, square = scenes[0].side, (IMAGE_SIZE, IMAGE_SIZE)
     small = [np.asarray(s.image().resize(square, Resampling.BICUBIC)) for s in scenes]
     n = side // IMAGE_SIZE
-    tiles = rearrange(pixels, "b c (n h) (m w) -> b (n m) c h w", n=n, m=n)
+    grid = pixels.unflatten(3, (n, -1)).unflatten(2, (n, -1))  # [b, 3, row, height, column, width]
+    tiles = grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
     crops = torch.cat([pixel_values(small).to(pixels)[:, None], tiles], 1)
     sizes = torch.full((len(scenes), 2), side)
     return torch.stack(list(model.get_image_features(crops, sizes).pooler_output))

@@ -24,6 +24,7 @@ from frugalvlm.benchmarks import (
     VIDEO_BENCHMARKS,
     load_benchmark,
 )
+from frugalvlm.benchmarks.base import mean_sheet
 from frugalvlm.loading import HASHES, models_dir, save_vlm, verify, write_hashes
 from frugalvlm.paths import project_root
 from frugalvlm.pocket import recipe
@@ -204,7 +205,8 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
 def score(model: PreTrainedModel, processor: ProcessorMixin, benchmark_id: str) -> dict[str, Any]:
     """Test score of a benchmark, the score when every picture is blank grey, and the difference.
 
-    The difference is paired and in points of the metric's maximum; `study.guard` reads it.
+    The difference is that of the questions' mean scores, paired, in percentage points: the F1 of
+    mere guesses is 0 or 67, by the side they fall on. `study.guard` reads it.
     """
     benchmark = load_benchmark(benchmark_id)
     batches = Batches(benchmark, processor, "test", CARD_QUESTIONS, "cpu")
@@ -213,11 +215,12 @@ def score(model: PreTrainedModel, processor: ProcessorMixin, benchmark_id: str) 
     sheets = {}
     for state in ("seeing", "blank"):
         answers = answer_all(model, batches, benchmark.max_new_tokens, blank=state == "blank")
-        sheet = sheets[state] = benchmark.sheet(batches.rows, answers)
+        sheet = benchmark.sheet(batches.rows, answers)
+        sheets[state] = mean_sheet(batches.rows, sheet.correct.tolist())
         result[state] = asdict(stats.interval(sheet))
         result[f"{state}_accuracy"] = sheet.accuracy
-    pair = {benchmark_id: (sheets["seeing"], sheets["blank"])}
-    result["difference"] = asdict(stats.mean_difference(pair))
+    difference = stats.paired_difference(sheets["seeing"], sheets["blank"])
+    result["difference"] = asdict(difference)
     return result
 
 

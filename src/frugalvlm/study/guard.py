@@ -19,7 +19,7 @@ from frugalvlm.study.stats import Estimate
 
 __all__ = ["POINTS", "Guard", "guard_of"]
 
-POINTS = 10.0  # of a metric's maximum, that the pictures must be worth
+POINTS = 10.0  # percentage points that the pictures must be worth
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Guard:
     """What the pictures are worth to an untouched model.
 
     Attributes:
-        worth: its score with the pictures minus that with blank ones, by benchmark; paired, in
-            points of the metric's maximum. Benchmarks that are not in it were not compared: they
-            are let in, and `notes` says so.
+        worth: by benchmark, the mean score of the questions with the pictures minus that with
+            blank ones, paired, in points (for yes-or-no questions a guess has 50). Benchmarks that
+            are not in it were not compared: they are let in, and `notes` says so.
     """
 
     worth: Mapping[str, Estimate] = field(default_factory=dict)
@@ -52,9 +52,9 @@ class Guard:
         worth = [(b, self.worth[b]) for b in out]
         each = ", ".join(f"{b} ({w.value:.1f} [{w.low:.1f}, {w.high:.1f}])" for b, w in worth)
         left = (
-            f"Not in the mean: {each}. In brackets, by how many points of the maximum the "
-            "untouched model scores more with the pictures than with blank ones; a benchmark "
-            f"enters a mean only with {POINTS:g} or more, and its whole 95 % interval above 0."
+            f"Not in the mean: {each}. In brackets, by how many percentage points the untouched "
+            "model is more often right with the pictures than with blank ones; a benchmark enters "
+            f"a mean only with {POINTS:g} or more, and its whole 95 % interval above 0."
         )
         names = "any benchmark" if len(unknown) == len(benchmarks) else ", ".join(unknown)
         unchecked = (
