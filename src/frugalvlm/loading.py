@@ -19,6 +19,7 @@ from transformers.utils import logging as transformers_logging
 
 from frugalvlm.paths import data_dir
 from frugalvlm.pocket.models import SPECS
+from frugalvlm.pocket.onevision import PocketOnevisionProcessor
 
 HASHES = "SHA256SUMS.json"
 
@@ -75,7 +76,11 @@ def load_vlm(
         model = AutoModelForImageTextToText.from_pretrained(
             source, dtype=dtype or "auto", attn_implementation=attn_implementation, **options
         )
-        processor = AutoProcessor.from_pretrained(source, **options)
+        own = name in SPECS and SPECS[name].family == "llava_onevision"
+        loader = PocketOnevisionProcessor if own else AutoProcessor
+        processor = loader.from_pretrained(source, **options)
+    except ImportError as error:  # video processors of the library need torchvision
+        raise WeightsError(f"The processor of '{name}' cannot be loaded: {error}") from error
     except (OSError, ValueError) as error:
         if Path(source).is_dir():
             raise WeightsError(

@@ -18,7 +18,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -103,6 +103,7 @@ class _Call:
     slots: list[Tensor] = field(default_factory=list)  # of each image in the stream; on the CPU
     present: Tensor | None = None  # [batch, stream] not padding; on the CPU
     embeds: Tensor | None = None  # what the decoder reads, where a cut may ask for it
+    text: Text | None = None  # the text behind the images, with places in the stream
     visual: Tensor | None = None  # [images, visual] in the sequence, hidden ones left out
     counts: tuple[int, ...] = ()  # visual tokens of each image
     last: Tensor | None = None  # [batch] last prompt token, in the sequence
@@ -245,13 +246,15 @@ class _Session:
         self.call = _Call()
         if args:
             kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        pixels = kwargs.get("pixel_values")
-        if pixels is None and (kwargs.get("mm_encoder_outputs") or {}).get("image") is None:
+        pixels, clips = kwargs.get("pixel_values"), kwargs.get("pixel_values_videos")
+        features = kwargs.get("mm_encoder_outputs") or {}
+        if all(x is None for x in (pixels, clips, features.get("image"), features.get("video"))):
             return
         if self.encoder is not None and pixels is None:
             raise UnsupportedError(
                 f"{self.encoder.key} works inside the vision tower: pass pixel_values, not "
-                "features computed before."
+                "features computed before, and no video (its frames are pooled behind the "
+                "projector; methods that cut inside the decoder take videos)."
             )
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.is_compileable:
@@ -290,7 +293,7 @@ class _Session:
                 "Where the image stands is read from input_ids; for inputs without values pass "
                 "placeholders= to on()."
             )
-        placeholders = ids == self.host.model.config.image_token_id
+        placeholders = self.host.placeholders(ids)
         mask = kwargs.get("attention_mask")
         if mask is None or mask.ndim != 2:
             mask = torch.ones_like(ids)
@@ -568,9 +571,18 @@ class _Session:
         return make(memory.cuts[first], hidden, kwargs, flash, rotary)
 
     def _text(self) -> Text:
-        """The text behind the images; looked for on the CPU."""
+        """The text behind the images, with its places in the sequence; looked for once."""
         call, memory = self.call, self.call.memory
         assert memory is not None
+        call.text = call.text or self._text_of_stream()
+        if not memory.cuts:
+            return call.text
+        landing = memory.cuts[max(memory.cuts)].landing
+        return replace(call.text, index=landing.gather(1, call.text.index))
+
+    def _text_of_stream(self) -> Text:
+        """The same with its places in the stream; looked for on the CPU."""
+        call = self.call
         assert call.embeds is not None
         assert call.present is not None
         rows, ends = [image.row for image in call.images], [int(s[-1]) for s in call.slots]
@@ -589,7 +601,7 @@ class _Session:
         visual = nn.utils.rnn.pad_sequence(call.slots, batch_first=True).to(device)
         index, every = index.to(device), torch.arange(len(index), device=device)[:, None]
         return Text(
-            memory.cuts[max(memory.cuts)].landing.gather(1, index) if memory.cuts else index,
+            index,
             behind.to(device),
             call.embeds[every, index],
             call.embeds[torch.tensor(rows, device=device)[:, None], visual],

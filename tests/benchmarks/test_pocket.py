@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from frugalvlm.benchmarks import ALL_BENCHMARKS, BENCHMARKS, load_benchmark, prompt
+from frugalvlm.benchmarks import ALL_BENCHMARKS, BENCHMARKS, HD_BENCHMARKS, load_benchmark, prompt
 from frugalvlm.benchmarks.base import EVAL_SPLITS, FEATURES, MAX_QUESTIONS, SEEDS_PER_SPLIT
 from frugalvlm.pocket.models import build_processor
 from frugalvlm.pocket.recipe import seed_of
@@ -372,3 +372,22 @@ def test_registry_and_errors():
         load_benchmark("pocket-gqa").dataset("train", 10)
     with pytest.raises(ValueError, match="n must be"):
         load_benchmark("pocket-gqa").dataset("test", 0)
+
+
+def test_large_pictures_show_small_print_and_are_asked_the_same():
+    for id, benchmark in HD_BENCHMARKS.items():
+        small = load_benchmark(id.removesuffix("-hd"))
+        data = benchmark.dataset("test", 6)
+        for row in data:
+            scene = make_scene("test", row["scene_seed"], side=192)
+            assert row["image"].size == (192, 192)
+            assert np.array_equal(np.asarray(row["image"]), draw(scene))
+            assert {t.size for t in scene.things} <= set(range(18, 25)), "as large as ever"
+        assert Counter(data["category"]) == Counter(small.dataset("test", 6)["category"])
+        assert benchmark.score is small.score
+
+
+def test_large_pictures_have_seeds_of_their_own():
+    seeds = {id: set(b.dataset("test", 6)["scene_seed"]) for id, b in ALL_BENCHMARKS.items()}
+    for id in HD_BENCHMARKS:
+        assert not any(seeds[id] & other for name, other in seeds.items() if name != id)

@@ -17,6 +17,7 @@ from tiny_hosts import (
     PATCHES,
     SCHEDULES,
     SIDE,
+    TILED,
     Picture,
     Row,
     guide_for,
@@ -146,7 +147,7 @@ def reduced_tokens(
 
 def reading_order(picture: Picture, host: str, crops: list[list[Token]]) -> list[Token]:
     """The tokens of one image as the language model reads them."""
-    if host != "llava_next":
+    if host not in TILED:
         return crops[0]
     base, tiles = crops[0], crops[1:]
     wide = picture.tiles()[1]
@@ -182,7 +183,7 @@ def embeddings(
     untouched = method.key in ("vanilla", "fastv", "sgl", "sparsevlm", "sparsevlm_rank")
     untouched = untouched or method.key in SCHEDULES
     if pictures and untouched:
-        sizes = {"image_sizes": inputs["image_sizes"]} if host == "llava_next" else {}
+        sizes = {"image_sizes": inputs["image_sizes"]} if host in TILED else {}
         packed = model.get_image_features(inputs["pixel_values"], **sizes).pooler_output
         images = [p.reshape(-1, text.shape[-1]) for p in packed]
     start = 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from tiny_hosts import (
     EVERY,
+    HOSTS,
     KEPT,
     MANY,
     PAIRS,
@@ -70,7 +71,7 @@ def test_the_choice_depends_on_the_picture_not_on_its_place(key, host):
     assert straight[:half] != straight[half:], "different pictures, yet the same choice"
 
 
-@pytest.mark.parametrize("host", ["llava_clip", "llava_siglip", "llava_gqa", "llava_next"])
+@pytest.mark.parametrize("host", HOSTS)
 def test_budgets_may_differ_between_images(host):
     """Images that keep different numbers of tokens, as adaptive methods give them."""
 

@@ -8,9 +8,11 @@ from tiny_hosts import (
     KEPT,
     LAYERS,
     MANY,
+    NO_CLS,
     ONE,
     PAIRS,
     PATCHES,
+    TILED,
     Picture,
     cache_lengths,
     layer_tokens,
@@ -115,11 +117,11 @@ def test_the_requested_count_is_the_actual_count(key, host, rows):
         assert row == sorted(set(row)), "kept patches are not ascending and unique"
         assert all(0 <= patch < PATCHES for patch in row)
     if key in ("random", "fastervlm", "uniform", "divprune") or (
-        key in ("fastv", "sgl") and host != "llava_next"
+        key in ("fastv", "sgl") and host not in TILED
     ):
         assert [len(row) for row in trace.kept] == [KEPT] * sum(crops)
     if key.startswith("visionzip"):
-        has_cls = host != "llava_siglip"
+        has_cls = host not in NO_CLS
         assert [len(row) for row in trace.kept] == [KEPT - 2 - has_cls] * sum(crops)
         for row, groups in zip(trace.kept, trace.merged, strict=True):
             assert sorted([*row, *[p for g in groups.values() for p in g]]) == list(range(PATCHES))

@@ -9,6 +9,7 @@ from tiny_hosts import (
     MANY,
     PAIRS,
     PATCHES,
+    TILED,
     UNSUPPORTED,
     UNTRACED,
     K,
@@ -184,7 +185,7 @@ def test_features_computed_before(key, host):
     with make(key).on(model), torch.no_grad():
         expected = model(**inputs).logits
     pixels = inputs.pop("pixel_values")
-    sizes = {"image_sizes": inputs["image_sizes"]} if host == "llava_next" else {}
+    sizes = {"image_sizes": inputs["image_sizes"]} if host in TILED else {}
     features = {"image": model.get_image_features(pixels, **sizes)}
     with make(key).on(model), torch.no_grad():
         if not issubclass(METHODS[key], EncoderReducer | SGL):

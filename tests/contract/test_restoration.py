@@ -4,7 +4,17 @@ from contextlib import ExitStack
 
 import pytest
 import torch
-from tiny_hosts import EVERY, KEPT, UNTRACED, Picture, fingerprint_of, make, model_for, prompt
+from tiny_hosts import (
+    EVERY,
+    HOSTS,
+    KEPT,
+    UNTRACED,
+    Picture,
+    fingerprint_of,
+    make,
+    model_for,
+    prompt,
+)
 
 from frugalvlm import exits, surgery
 from frugalvlm.methods import FasterVLM, FastV, Vanilla, VisionZip
@@ -103,7 +113,7 @@ def test_re_entry_gives_the_same(key, host, untouched):
     assert first[1] == second[1]
 
 
-@pytest.mark.parametrize("host", ["llava_clip", "llava_siglip", "llava_gqa", "llava_next"])
+@pytest.mark.parametrize("host", HOSTS)
 def test_nested_blocks(host, untouched):
     """Leaving the inner block restores the outer one; leaving that restores the model."""
     model, inputs = untouched(host)

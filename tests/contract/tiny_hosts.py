@@ -15,6 +15,8 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaNextConfig,
     LlavaNextForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
     PreTrainedModel,
     Qwen2Config,
     SiglipVisionConfig,
@@ -35,10 +37,11 @@ from frugalvlm.methods import (
     VisionZipMean,
 )
 
-HOSTS = ("llava_clip", "llava_siglip", "llava_gqa", "llava_next")
+HOSTS = ("llava_clip", "llava_siglip", "llava_gqa", "llava_next", "llava_onevision")
+TILED = ("llava_next", "llava_onevision")  # pictures in a base crop and tiles
+NO_CLS = ("llava_siglip", "llava_onevision")
 UNSUPPORTED = {  # these must refuse; see test_refusals
-    ("fastervlm", "llava_siglip"),
-    ("prumerge_plus", "llava_siglip"),
+    (key, host) for key in ("fastervlm", "prumerge_plus") for host in NO_CLS
 }
 # Methods that act while an answer is decoded and leave visual tokens alone: contracts about kept
 # tokens, and about passes that decode nothing, do not speak of them. See tests/methods.
@@ -56,7 +59,7 @@ EVERY = [*PAIRS, *((key, host) for key in DEPTH for host in HOSTS)]
 # Methods that cut more than once: tokens per crop at every layer, where `make` keeps KEPT.
 SCHEDULES = {"gsearch": (16, 16, 10, 6), "pyramiddrop": (16, 11, 8, 6)}
 
-VOCAB, PAD, BOS, IMAGE = 64, 0, 1, 60
+VOCAB, PAD, BOS, IMAGE, VIDEO = 64, 0, 1, 60, 61
 CROP, SIDE = 24, 4  # a crop is 24 pixels and 4 x 4 patches wide
 PATCHES, LAYERS, KEPT, K = SIDE * SIDE, 4, 6, 2
 GRIDS = [[48, 48], [24, 48]]  # LLaVA-NeXT: 2 x 2 tiles, 1 x 2 tiles
@@ -122,7 +125,7 @@ def enliven(model: Any, seed: int) -> None:
             weight.copy_(noise * (0.8 if "embed" in name else 0.25))
         else:
             weight.add_(noise * 0.1)
-    model.lm_head.weight[IMAGE] = 0.0  # never says the placeholder
+    model.lm_head.weight[[IMAGE, VIDEO]] = 0.0  # never says a placeholder
 
 
 @cache
@@ -160,17 +163,20 @@ def build(host: str, attention: str = "sdpa") -> PreTrainedModel:
     }  # fmt: skip
     text: dict[str, Any] = {**sizes, "intermediate_size": 48, "vocab_size": VOCAB}
     text |= {"pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": None}
-    siglip = host == "llava_siglip"
+    siglip = host in NO_CLS
     shared: dict[str, Any] = {
         "vision_config": (SiglipVisionConfig if siglip else CLIPVisionConfig)(**tower),
         "text_config": Qwen2Config(**text, num_key_value_heads=2)
-        if host == "llava_gqa"
+        if host in ("llava_gqa", "llava_onevision")
         else LlamaConfig(**text, num_key_value_heads=4),
         "image_token_id": IMAGE,
         "vision_feature_layer": -2,
         "vision_feature_select_strategy": "full" if siglip else "default",
         "attn_implementation": attention,
     }
+    if host == "llava_onevision":
+        config = LlavaOnevisionConfig(**shared, video_token_id=VIDEO, image_grid_pinpoints=GRIDS)
+        return LlavaOnevisionForConditionalGeneration(config).eval()
     if host == "llava_next":
         config = LlavaNextConfig(**shared, image_grid_pinpoints=GRIDS)
         return LlavaNextForConditionalGeneration(config).eval()
@@ -179,7 +185,7 @@ def build(host: str, attention: str = "sdpa") -> PreTrainedModel:
 
 @dataclass(frozen=True)
 class Picture:
-    """One random picture. The size matters to LLaVA-NeXT only."""
+    """One random picture. The size matters where pictures are cut into tiles."""
 
     seed: int
     height: int = 48
@@ -192,11 +198,11 @@ class Picture:
     def crops(self, host: str) -> int:
         """Crops that the tower sees."""
         rows, cols = self.tiles()
-        return 1 + rows * cols if host == "llava_next" else 1
+        return 1 + rows * cols if host in TILED else 1
 
     def tokens(self, host: str) -> int:
         """Placeholders in the prompt: patches, or base + un-padded rows with newlines."""
-        if host != "llava_next":
+        if host not in TILED:
             return PATCHES
         rows, cols = (n * SIDE for n in self.tiles())
         if self.width * rows > self.height * cols:
@@ -253,7 +259,7 @@ def prompt(
     }
     if pictures:
         pixels = [p.pixels(host).to(dtype) for p in pictures]
-        if host == "llava_next":
+        if host in TILED:
             most = max(map(len, pixels))
             blank = torch.zeros(most, 3, CROP, CROP, dtype=dtype)
             inputs["pixel_values"] = torch.stack([torch.cat([p, blank[len(p) :]]) for p in pixels])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 from reference_baselines import shrunk
-from tiny_hosts import CROP, MANY, PATCHES, Picture, model_for, prompt
+from tiny_hosts import CROP, MANY, NO_CLS, PATCHES, Picture, model_for, prompt
 from torch.nn.functional import interpolate
 
 from frugalvlm import measure
@@ -72,7 +72,7 @@ def test_the_tower_itself_works_less(host):
         with Downsample(6).on(model) as trace:
             less = measure.count_flops(lambda: model(**inputs)).total
     handle.remove()
-    first = int(host != "llava_siglip")
+    first = int(host not in NO_CLS)
     assert [shape[1] for shape in seen] == [PATCHES + first, 6 + first]
     assert less < 0.6 * full
     assert trace.kept == [[] for _ in trace.merged]

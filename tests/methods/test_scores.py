@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from tiny_hosts import HOSTS, MANY, ONE, PATCHES, K, Picture, model_for, pictures_of, prompt
+from tiny_hosts import HOSTS, MANY, NO_CLS, ONE, PATCHES, K, Picture, model_for, pictures_of, prompt
 
 from frugalvlm.methods import EncoderReducer, LayerReducer
 from frugalvlm.views import EncoderView, Kept, LayerView, Reduced, UnsupportedError
@@ -74,7 +74,7 @@ def test_tower_attention_is_that_of_the_eager_map(host, attention):
     with torch.no_grad():
         out = tower(pixels_of(host, MANY), output_attentions=True, output_hidden_states=True)
     maps, features = out.attentions[-2], out.hidden_states[-2]
-    first = int(host != "llava_siglip")
+    first = int(host not in NO_CLS)
     assert view.has_cls == bool(first)
     torch.testing.assert_close(view.patches, features[:, first:], **CLOSE)
     torch.testing.assert_close(
@@ -118,7 +118,7 @@ def test_raw_keys_are_the_key_projection(host):
     with TowerSpy().on(model), torch.no_grad():
         model(**prompt(host))
     hook.remove()
-    first, heads = int(host != "llava_siglip"), layers[-2].self_attn.num_heads
+    first, heads = int(host not in NO_CLS), layers[-2].self_attn.num_heads
     for head in range(heads):
         width = outputs[0].shape[-1] // heads
         expected = outputs[0][:, first:, head * width : (head + 1) * width]

@@ -137,3 +137,20 @@ def test_the_repositorys_own_readme_agrees_with_its_records() -> None:
     if not path.is_file():
         pytest.skip("no README.md in this checkout")
     assert readme.check(path) == []
+
+
+CARDS = sorted((readme.project_root() / "data" / "models").glob("*/README.md"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda path: path.parent.name)
+def test_model_cards_agree_with_the_records(card: Path) -> None:
+    assert "<!-- generated: phenomena" in card.read_text()
+    assert readme.check(card) == []
+
+
+def test_phenomena_of_a_model_are_those_of_its_present_weights(tmp_path: Path) -> None:
+    with pytest.raises(ReadmeError, match="model=NAME"):
+        readme.render(text("phenomena"), tmp_path)
+    name = CARDS[0].parent.name
+    none = readme.render(text(f"phenomena model={name}"), tmp_path)
+    assert "Not looked for yet with these weights." in none

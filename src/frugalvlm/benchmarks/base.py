@@ -19,7 +19,7 @@ import PIL.Image
 from datasets import Dataset, Features, Image, List, Value
 
 from frugalvlm.pocket.questions import Question
-from frugalvlm.pocket.scenes import make_scene
+from frugalvlm.pocket.scenes import IMAGE_SIZE, make_scene
 
 EvalSplit = Literal["dev", "test"]
 EVAL_SPLITS: tuple[EvalSplit, ...] = ("dev", "test")
@@ -111,6 +111,8 @@ class Benchmark:
             Its second argument is the number of the picture, which decides families and wanted
             answers in turn, so that every prefix of the data set is balanced.
         score: turns rows and answers into a sheet.
+        side: pixels of the pictures. Things and print keep their size, so in larger ones they are
+            small.
     """
 
     id: str
@@ -122,6 +124,7 @@ class Benchmark:
     per_image: int
     ask: Asker
     score: Scorer
+    side: int = IMAGE_SIZE
 
     features: ClassVar[Features] = FEATURES
 
@@ -163,7 +166,7 @@ class Benchmark:
 
     def _make(self, split: EvalSplit, seed: int) -> Any:
         """What is asked about."""
-        return make_scene(split, seed)
+        return make_scene(split, seed, side=self.side)
 
     def _pictures(self, scene: Any) -> dict[str, Any]:
         """The columns that hold its pictures."""

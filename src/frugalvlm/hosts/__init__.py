@@ -3,12 +3,16 @@
 from transformers import PreTrainedModel
 
 from frugalvlm.hosts.base import Host
-from frugalvlm.hosts.llava import LlavaHost, LlavaNextHost
+from frugalvlm.hosts.llava import LlavaHost, LlavaNextHost, LlavaOnevisionHost
 from frugalvlm.views import UnsupportedError
 
-HOSTS: dict[str, type[Host]] = {"llava": LlavaHost, "llava_next": LlavaNextHost}
+HOSTS: dict[str, type[Host]] = {
+    "llava": LlavaHost,
+    "llava_next": LlavaNextHost,
+    "llava_onevision": LlavaOnevisionHost,
+}
 
-__all__ = ["HOSTS", "Host", "LlavaHost", "LlavaNextHost", "host_for"]
+__all__ = ["HOSTS", "Host", "LlavaHost", "LlavaNextHost", "LlavaOnevisionHost", "host_for"]
 
 
 def host_for(model: PreTrainedModel) -> Host:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -28,9 +28,11 @@ class ImageLayout:
     Attributes:
         row: batch row.
         slots: positions of its placeholders in the prompt, ascending; on the CPU.
-        crops: its crops in the tower's batch.
+        crops: its crops in the tower's batch; of a video, whose frames are pooled, as many as its
+            tokens would fill, so that a budget per crop keeps the same share of it.
         size: height and width in pixels (LLaVA-NeXT), (0, 0) for a single crop.
-        tiles: rows and columns of tiles (LLaVA-NeXT), (0, 0) for a single crop.
+        tiles: rows and columns of tiles (LLaVA-NeXT), (0, 0) for a single crop, (frames, 0) for a
+            video.
     """
 
     row: int
@@ -96,6 +98,10 @@ class Host(ABC):
                 "it; use a model with an earlier vision_feature_layer (LLaVA: -2)."
             )
         return layers[place]
+
+    def placeholders(self, ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
+        """Which tokens of a prompt stand for parts of pictures."""
+        return ids == self.model.config.image_token_id
 
     @abstractmethod
     def images(self, placeholders: Tensor, inputs: dict) -> list[ImageLayout]:

@@ -1,13 +1,16 @@
-"""The LLaVA family on unmodified Transformers classes: LLaVA-1.5 and LLaVA-NeXT.
+"""The LLaVA family on unmodified Transformers classes: LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision.
 
 LLaVA: one crop per image, every placeholder one patch. LLaVA-NeXT: a base crop and tiles; the model
 itself un-pads the tiles and adds newline tokens. Reduced tokens take no newlines and no un-padding,
 as in the released code of the encoder-side methods: base crop first, then the tiles' patches in
 raster order of the stitched picture, then [CLS] per tile, then merged tokens tile by tile.
+LLaVA-OneVision: pictures as in LLaVA-NeXT, unless a prompt shows several; videos with frames that
+the model pools behind the projector, so that only methods inside the decoder can shorten them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 
@@ -165,3 +168,66 @@ class LlavaNextHost(LlavaHost):
         key = torch.where(source == MERGED_SOURCE, behind + count + tile * kept + slot, key)
         key = torch.where(tile < 0, slot, key)
         return key.flatten().argsort()
+
+
+class LlavaOnevisionHost(LlavaNextHost):
+    """`LlavaOnevisionForConditionalGeneration`: pictures in tiles, or videos."""
+
+    def placeholders(self, ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
+        """Places of pictures and of videos."""
+        return super().placeholders(ids) | (ids == self.model.config.video_token_id)
+
+    def _sizes(
+        self, placeholders: int, inputs: dict
+    ) -> Iterator[tuple[int, int, tuple[int, int], tuple[int, int]]]:
+        clips = inputs.get("pixel_values_videos")
+        if clips is None:
+            yield from self._picture_sizes(placeholders, inputs)
+        elif inputs.get("pixel_values") is not None:
+            raise UnsupportedError(
+                "Pictures and videos in one batch are not supported; pass them in separate batches."
+            )
+        else:
+            rows, cols = self.shape.grid
+            tokens = clips.shape[1] * math.ceil(rows / 2) * math.ceil(cols / 2)
+            for _ in clips:
+                crops = max(1, round(tokens / self.shape.patches))
+                yield tokens + 1, crops, (0, 0), (clips.shape[1], 0)
+
+    def _picture_sizes(
+        self, placeholders: int, inputs: dict
+    ) -> Iterator[tuple[int, int, tuple[int, int], tuple[int, int]]]:
+        """As LLaVA-NeXT, but large pictures shrink, and one of several has a base crop only."""
+        shown = inputs.get("batch_num_images")
+        alone = [int(n) == 1 for n in ([] if shown is None else shown) for _ in range(int(n))]
+        for i, (length, crops, size, tiles) in enumerate(super()._sizes(placeholders, inputs)):
+            if alone and not alone[i]:
+                yield self.shape.patches + 1, 1, (0, 0), (0, 0)
+            elif (shrunk := self._shrunk(size, tiles)) is not None:
+                high, wide = shrunk
+                yield self.shape.patches + high * (wide + 1), crops, size, tiles
+            else:
+                yield length, crops, size, tiles
+
+    def _shrunk(self, size: tuple[int, int], tiles: tuple[int, int]) -> tuple[int, int] | None:
+        """Rows and columns that the model shrinks a picture of many patches to; None: it does not.
+
+        The rule of "anyres_max_9": no more than about nine crops' worth of patches.
+        """
+        rows, cols = self.shape.grid
+        stitched = torch.empty(1, tiles[0] * rows, tiles[1] * cols, device="meta")
+        _, high, wide = unpad_image(stitched, size).shape
+        most = int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        ratio = math.sqrt(high * wide / (most * rows * cols))
+        return (int(high // ratio), int(wide // ratio)) if ratio > 1.1 else None
+
+    def origin(self, image: ImageLayout) -> list[int]:
+        """As LLaVA-NeXT; -1 for tokens that stand for several patches, shrunk or pooled."""
+        patches = self.shape.patches
+        if image.tiles[0] and not image.tiles[1]:  # a video
+            return [-1] * len(image.slots)
+        if not image.tiles[0]:  # one picture of several: a base crop and a newline
+            return [*range(patches), -1]
+        if self._shrunk(image.size, image.tiles) is not None:
+            return [*range(patches), *[-1] * (len(image.slots) - patches)]
+        return super().origin(image)

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from frugalvlm.benchmarks import BENCHMARKS
+from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS
 from frugalvlm.measure import GRID_FACTOR_G_PER_KWH, carbon_g
 from frugalvlm.pocket.models import spec
 
@@ -73,12 +73,24 @@ def card(
         "| --- | --- | --- | --- | --- | --- |",
         *map(_stage_row, log["stages"]),
         "",
+        *_started_from(log),
         f"{log['seconds'] / 60:.0f} minutes of training steps in all, seed {log['seed']}, "
         f"{_machines(log['sessions'])}. The learning curve is in `training_log.json`. "
         f"`invoke train --model {name} --check` retrains the first steps of every stage and "
         "compares their losses; `--more N` in its place continues from these weights.",
         "",
         energy(log["sessions"], log["seconds"]),
+        "",
+        "## What the papers rest on",
+        "",
+        "Whether attention in this model looks as it does in the papers' models; figures in "
+        "`notebooks/learn/the_pocket_benchmarks.ipynb`, rules in `frugalvlm/study/phenomena.py`.",
+        "",
+        f"<!-- generated: phenomena model={name} -->",
+        "",
+        "Run `invoke readme` to fill in what the records say.",
+        "",
+        "<!-- end: phenomena -->",
         "",
         "## Limits",
         "",
@@ -104,7 +116,7 @@ def _score_row(benchmark: str, s: dict[str, Any]) -> str:
 
 def _mean(scores: dict[str, dict[str, Any]], state: str) -> float:
     """Over the suite; benchmarks apart from it stand in the table only."""
-    suite = [s for benchmark, s in scores.items() if benchmark in BENCHMARKS]
+    suite = [s for benchmark, s in scores.items() if benchmark in BENCHMARKS | HD_BENCHMARKS]
     return sum(s[f"{state}_accuracy"] for s in suite) / len(suite)
 
 
@@ -113,10 +125,22 @@ def _stage_row(stage: dict[str, Any]) -> str:
     if stage["done"] < stage["steps"]:
         steps += f" of {stage['steps']}"
     half = ", every second layer" if stage["half_depth"] else ""
+    clips = f"; {stage['clips']:.0%} of the steps on clips" if stage.get("clips") else ""
     return (
-        f"| {stage['name']} | {TRAINS[stage['name']]}{half} | {steps} | {stage['batch']} "
+        f"| {stage['name']} | {TRAINS[stage['name']]}{half}{clips} | {steps} | {stage['batch']} "
         f"| {stage['questions'] or 'none'} | {stage['learning_rate']:g} |"
     )
+
+
+def _started_from(log: dict[str, Any]) -> list[str]:
+    if "parent" not in log:
+        return []
+    parent = log["parent"]
+    return [
+        f"Training started from the weights of `{parent['model']}` (SHA-256 "
+        f"{parent['weights'][:16]}...).",
+        "",
+    ]
 
 
 def _machines(sessions: list[dict[str, Any]]) -> str:

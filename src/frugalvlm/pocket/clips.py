@@ -128,7 +128,10 @@ def _fit(actors: tuple[Actor, ...]) -> bool:
 
 def motion(clip: Clip, rng: np.random.Generator) -> Question | None:
     """Which way one of the first things moves: left, right, up or down; or still."""
-    actor = clip.actors[int(rng.integers(OLD))]
+    return _motion(clip, clip.actors[int(rng.integers(OLD))])
+
+
+def _motion(clip: Clip, actor: Actor) -> Question:
     ends = {cell for frame in ENDS.values() if (cell := actor.cell(frame)) is not None}
     text = f"which way does the {actor.thing.kind} move?"
     return Question(text, actor.step, "motion", tuple(sorted(ends)))
@@ -168,3 +171,10 @@ CLIP_FAMILIES: dict[str, Callable[[Clip, np.random.Generator], Question | None]]
     "order": order,
     "place": place,
 }
+
+
+def clip_questions(clip: Clip, rng: np.random.Generator) -> list[Question]:
+    """What a clip can be asked in training: both motions, both orders, a place at either end."""
+    asked = [place(clip, rng, end) for end in ENDS] + [order(clip, rng, end) for end in ENDS]
+    asked += [_motion(clip, actor) for actor in clip.actors[:OLD]]
+    return [question for question in asked if question is not None]

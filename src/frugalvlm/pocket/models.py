@@ -24,6 +24,7 @@ from transformers import (
     LlavaNextProcessor,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessorPil,
     LlavaProcessor,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,6 +34,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from frugalvlm.pocket.onevision import PocketOnevisionProcessor
 from frugalvlm.pocket.scenes import COLORS, DIGITS, IMAGE_SIZE, SHAPES
 
 PATCH_SIZE = 8  # pixels; 96 / 8 = 12, so 144 visual tokens
@@ -48,6 +50,7 @@ CHAT_TEMPLATE = (
     "{% if message['content'] is string %}{{ message['content'] }}"
     "{% else %}"
     "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'video' %}<video>\n{% endfor %}"
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "{% endif %}"
     "{% if message['role'] == 'user' %} {% else %}</s>{% endif %}"
@@ -154,14 +157,24 @@ def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     text: dict[str, Any] = {
         "tokenizer": build_tokenizer(),
-        "patch_size": PATCH_SIZE,
-        "vision_feature_select_strategy": "default",
-        "num_additional_image_tokens": 1,
         "chat_template": CHAT_TEMPLATE,
         "image_token": IMAGE_TOKEN,
     }
+    pinpoints = [[spec(name).side] * 2]
+    if family == "llava_onevision":
+        whole = LlavaOnevisionImageProcessorPil(
+            size=square, image_grid_pinpoints=pinpoints, **pixels
+        )
+        return PocketOnevisionProcessor(
+            whole, num_image_tokens=VISUAL_TOKENS, vision_feature_select_strategy="full",
+            video_token=VIDEO_TOKEN, **text,
+        )  # fmt: skip
+    text |= {
+        "patch_size": PATCH_SIZE,
+        "vision_feature_select_strategy": "default",
+        "num_additional_image_tokens": 1,
+    }
     if family == "llava_next":
-        pinpoints = [[spec(name).side] * 2]
         tiled = LlavaNextImageProcessorPil(
             size={"shortest_edge": IMAGE_SIZE}, crop_size=square, image_grid_pinpoints=pinpoints,
             **pixels,

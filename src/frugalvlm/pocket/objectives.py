@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalvlm.pocket.clips import FRAMES, Clip, clip_questions, make_clip
 from frugalvlm.pocket.models import IMAGE_TOKEN, PATCH_SIZE, VISUAL_TOKENS
 from frugalvlm.pocket.packing import Asked, answer_loss
 from frugalvlm.pocket.questions import caption, training_questions
@@ -113,6 +114,15 @@ def visual_features(
     crops = torch.cat([pixel_values(small).to(pixels)[:, None], tiles], 1)
     sizes = torch.full((len(scenes), 2), side)
     return torch.stack(list(model.get_image_features(crops, sizes).pooler_output))
+
+
+def clip_features(
+    model: PreTrainedModel, clips: Sequence[Clip]
+) -> Float[Tensor, "batch visual channels"]:
+    """Visual tokens of clips as the decoder of LLaVA-OneVision takes them."""
+    frames = [draw(clip.scene(frame)) for clip in clips for frame in range(FRAMES)]
+    pixels = pixel_values(frames).to(model.get_input_embeddings().weight.device)
+    return model.get_video_features(pixels.unflatten(0, (-1, FRAMES))).pooler_output
 
 
 class Encoder:
@@ -382,7 +392,7 @@ class AlignObjective(_Asking):
 
 
 class InstructObjective(_Asking):
-    """Many questions about each picture; now and then a symbolic one.
+    """Many questions about each picture; now and then a symbolic one, or a clip.
 
     LLaVA's instruction data hold conversations without a picture too; they keep up what the
     language model knew.
@@ -392,14 +402,21 @@ class InstructObjective(_Asking):
 
     def __init__(
         self, model: PreTrainedModel, scaffold: Scaffold, tokenizer: PreTrainedTokenizerBase,
-        questions: int, late: bool = False,
+        questions: int, late: bool = False, clip_share: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(model, scaffold, tokenizer, questions, late)
+        self.clip_share = clip_share
         self.language = LanguageObjective(model, scaffold, tokenizer, questions, late)
 
     def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
-        """Loss of the answers."""
-        if rng.random() < self.text_share:
+        """Loss of the answers. In a step of clips the scenes only lend their seeds."""
+        kind = rng.random()
+        if kind < self.text_share:
             return self.language(scenes, rng)
+        if kind < self.text_share + self.clip_share:
+            clips = [make_clip("train", scene.seed) for scene in scenes]
+            packs = [[self.encode(q.text, q.answer) for q in clip_questions(c, rng)] for c in clips]
+            loss, log = self._loss(clip_features(self.model, clips), packs, rng)
+            return loss, {"clip_" + key: value for key, value in log.items()}
         features = visual_features(self.model, scenes)
         return self._loss(features, self._packs(scenes, rng), rng)

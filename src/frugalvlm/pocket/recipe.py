@@ -12,7 +12,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -54,6 +54,7 @@ class Stage:
     things: tuple[int, ...] = (MAX_THINGS,)  # most things a scene may show, picture by picture
     side: int = IMAGE_SIZE  # pixels of the scenes
     half_depth: bool = False  # train every second decoder layer; the others start as bystanders
+    clips: float = 0.0  # share of the steps that show clips
 
 
 # What is asked and what is seen must be compared. That is learnt first where there is only one
@@ -73,12 +74,10 @@ STAGES: dict[str, tuple[Stage, ...]] = {
         Stage("align", 120, 16, 2e-3, 10),
         Stage("instruct", 1500, 16, 2e-3, 40, 20, True, MIXED),
     ),
-    "pocket-llava-hd": (
-        Stage("instruct", 1000, 8, 1e-3, 30, 20, True, MIXED, side=2 * IMAGE_SIZE),
-    ),
+    "pocket-llava-hd": (Stage("instruct", 520, 8, 1e-3, 30, 20, True, MIXED, side=2 * IMAGE_SIZE),),
     "pocket-siglip-base": (
-        Stage("tower", 500, 64, 1.5e-3, 50),
-        Stage("instruct", 600, 12, 1e-3, 30, 20, True, MIXED),
+        Stage("tower", 400, 64, 1.5e-3, 50),
+        Stage("instruct", 450, 12, 1e-3, 30, 20, True, MIXED, clips=0.4),
     ),
     "pocket-llava-tiny": (
         Stage("language", 10, 8, 2e-3, 5, 8, things=MIXED, half_depth=True),
@@ -262,9 +261,10 @@ def _objective(stage: Stage, whole: Whole, tokenizer: PreTrainedTokenizerBase) -
     model, scaffold = whole.model, whole.scaffold
     if stage.name == "tower":
         return TowerObjective(model, scaffold)
-    kinds: dict[str, Callable[..., Objective]]
-    kinds = {"language": LanguageObjective, "align": AlignObjective, "instruct": InstructObjective}
-    return kinds[stage.name](model, scaffold, tokenizer, stage.questions, stage.late)
+    asking = (model, scaffold, tokenizer, stage.questions, stage.late)
+    if stage.name == "instruct":
+        return InstructObjective(*asking, stage.clips)
+    return (LanguageObjective if stage.name == "language" else AlignObjective)(*asking)
 
 
 def _trained(whole: Whole, stage: Stage) -> nn.ModuleList:

@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Processor
 from frugalvlm import measure
 from frugalvlm.benchmarks import (
     BENCHMARKS,
+    HD_BENCHMARKS,
     LONG_BENCHMARKS,
     VIDEO_BENCHMARKS,
     load_benchmark,
@@ -29,9 +30,10 @@ from frugalvlm.loading import HASHES, models_dir, save_vlm, verify, write_hashes
 from frugalvlm.paths import project_root
 from frugalvlm.pocket import recipe
 from frugalvlm.pocket.card import card
-from frugalvlm.pocket.models import build_model, build_processor, build_tokenizer
+from frugalvlm.pocket.models import build_model, build_processor, build_tokenizer, spec
 from frugalvlm.pocket.objectives import Scaffold
 from frugalvlm.pocket.recipe import STAGES, Progressed, Stage, Whole, read_log, train
+from frugalvlm.pocket.scenes import IMAGE_SIZE
 from frugalvlm.study import stats
 from frugalvlm.study.runs import Batches, answer_all
 
@@ -43,6 +45,7 @@ CHECK_STEPS, CHECK_PICTURES = 6, 4  # of every stage; a step, at most
 CHECK_TOLERANCE = 0.005
 
 CHECK, LOG, SCORES, SESSIONS = "check.json", "training_log.json", "scores.json", "sessions.jsonl"
+PARENT = "parent.json"  # the hash of the weights that training started from, where it had a parent
 WORDS = "visual_words.safetensors"  # the part of the scaffold that instruction tuning goes on with
 
 
@@ -179,6 +182,8 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
     processor = build_processor(name)
     save_vlm(model, processor, made)
     log = _training_log(run)
+    if (parent := spec(name).parent) is not None:
+        log["parent"] = {"model": parent, "weights": json.loads((run / PARENT).read_text())}
     _write(made / LOG, log)
     save_file(_visual_words(run), made / WORDS)
     console.print("Recording the first steps of every stage, for `invoke train --check` ...")
@@ -188,8 +193,9 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
     console.print("Scoring the model on test scenes, with and without their pictures ...")
     # The card states the weights as they are stored, so they are read back first.
     stored = AutoModelForImageTextToText.from_pretrained(made, dtype=torch.float32).eval()
+    suite = HD_BENCHMARKS if spec(name).side > IMAGE_SIZE else {**BENCHMARKS, **LONG_BENCHMARKS}
     video = VIDEO_BENCHMARKS if getattr(processor, "video_processor", None) else {}
-    scores = {b: score(stored, processor, b) for b in (*BENCHMARKS, *LONG_BENCHMARKS, *video)}
+    scores = {b: score(stored, processor, b) for b in (*suite, *video)}
     _write(made / SCORES, scores)
     (made / "README.md").write_text(card(name, stored, scores, log))
     write_hashes(made)
@@ -227,6 +233,8 @@ def score(model: PreTrainedModel, processor: ProcessorMixin, benchmark_id: str) 
 def _train(name: str, run: Path, plan: Sequence[Stage], device: str, seed: int) -> Path:
     _has(device)
     _open(run, name, seed, plan)
+    if (parent := spec(name).parent) is not None and not (run / PARENT).exists():
+        _write(run / PARENT, verify(models_dir() / parent)["model.safetensors"])
     with metered(run, device):
         model = train(name, run, device=device, seed=seed, stages=plan)
     return install(name, model, run)

@@ -1,4 +1,4 @@
-"""The generated parts of README.md: tables between markers, rebuilt from committed records.
+"""The generated parts of README.md and the model cards, rebuilt from committed records.
 
 A block stands between `<!-- generated: NAME -->` and `<!-- end: NAME -->`. The opening marker may
 pin what its records must have, e.g. `<!-- generated: table1-pocket machine=0123456789ab n=200 -->`;
@@ -15,13 +15,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from frugalvlm.loading import model_hash, models_dir
 from frugalvlm.paths import project_root
+from frugalvlm.study import phenomena
 from frugalvlm.study.papers import SCALES, all_papers
-from frugalvlm.study.records import Record, newest_setting, read_records
+from frugalvlm.study.records import Record, latest, newest_setting, read_records
 from frugalvlm.study.tables import accuracy_table, blueprint_table
 from frugalvlm.study.verdicts import verdict_table, verdicts
 
-__all__ = ["BLOCKS", "ReadmeError", "check", "render", "update"]
+__all__ = ["BLOCKS", "ReadmeError", "check", "render", "update", "update_all"]
 
 _BLOCK = re.compile(
     r"(?P<open><!-- generated: (?P<name>[\w-]+)(?P<pins>(?: [\w-]+=[^\s>]+)*) -->)\n"
@@ -70,6 +72,13 @@ def update(path: Path | None = None, results: Path | None = None) -> bool:
     finally:
         temporary.unlink(missing_ok=True)
     return True
+
+
+def update_all() -> bool:
+    """Rebuild the blocks of README.md and of the model cards; returns whether anything changed."""
+    pages = [project_root() / "README.md", *sorted(models_dir().glob("*/README.md"))]
+    changed = [update(page) for page in pages]
+    return any(changed)
 
 
 def check(path: Path | None = None, results: Path | None = None) -> list[str]:
@@ -150,10 +159,35 @@ def _papers(results: Path, pins: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def _phenomena(results: Path, pins: Mapping[str, str]) -> str:
+    if "model" not in pins:
+        raise ReadmeError("Block 'phenomena' needs a pin: model=NAME.")
+    known = [
+        r
+        for r in read_records(results / "pocket" / "benchmarks" / "records")
+        if r["request"].get("model") == pins["model"]
+        and r["provenance"]["model_hash"] == model_hash(pins["model"])
+    ]
+    maps = latest(r for r in known if r["kind"] == "phenomena")
+    if not maps:
+        return "Not looked for yet with these weights."
+    found = phenomena.findings(maps[-1], phenomena.removal_frame(latest(known)))
+    n = maps[-1]["images"]
+    lines = [f"- **{PHENOMENA[key]}.** {sentence}" for key, sentence in found.items()]
+    return "\n".join([*lines, "", f"Maps from {n} test pictures; 95 % intervals."])
+
+
+PHENOMENA = {
+    "objects": "The tower looks at objects",
+    "stages": "The text reads the image in three stages",
+    "ranking": "Neighbouring layers rank visual tokens alike",
+    "exit": "Late layers do not need the image",
+}
 BLOCKS: Mapping[str, Callable[[Path, Mapping[str, str]], str]] = {
     "table1-pocket": _accuracy("visionzip", "table1"),
     "verdicts-pocket": _verdicts("visionzip", "pocket"),
     "blueprint-visionzip": _blueprint("visionzip"),
     "verdicts-blueprint": _verdicts("visionzip", "blueprint"),
     "papers": _papers,
+    "phenomena": _phenomena,
 }
