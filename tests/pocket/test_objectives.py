@@ -100,3 +100,19 @@ def test_language_shows_everything_covered_and_some_ground_in_reading_order():
             assert covered <= set(at.tolist())
     assert len(lengths) > 4, "prompts of many lengths"
     assert max(lengths) <= 144
+
+
+def test_large_scenes_are_never_symbolic():
+    # The symbolic picture describes one crop; of a large scene it would tell a quarter.
+    torch.manual_seed(0)
+    model, tokenizer = build_model("pocket-llava-hd"), build_tokenizer()
+    learns = InstructObjective(model, Scaffold(model, tokenizer), tokenizer, 2)
+    learns.text_share = 1.0
+
+    def symbolic(scenes, rng):
+        raise AssertionError("asked for a symbolic picture")
+
+    learns.language = symbolic
+    learns([make_scene("train", 1, side=192)], np.random.default_rng(0))
+    with pytest.raises(AssertionError, match="symbolic"):
+        learns([make_scene("train", 1)], np.random.default_rng(0))

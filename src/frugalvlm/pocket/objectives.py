@@ -411,7 +411,8 @@ class InstructObjective(_Asking):
     def __call__(self, scenes: Sequence[Scene], rng: np.random.Generator) -> tuple[Tensor, Log]:
         """Loss of the answers. In a step of clips the scenes only lend their seeds."""
         kind = rng.random()
-        if kind < self.text_share:
+        # Symbolic pictures are of one crop: large scenes do not fit.
+        if kind < self.text_share and scenes[0].side == IMAGE_SIZE:
             return self.language(scenes, rng)
         if kind < self.text_share + self.clip_share:
             clips = [make_clip("train", scene.seed) for scene in scenes]

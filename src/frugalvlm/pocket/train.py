@@ -38,6 +38,7 @@ from frugalvlm.study import stats
 from frugalvlm.study.runs import Batches, answer_all
 
 CARD_QUESTIONS = 600  # per benchmark, for the scores on the model card
+LONG_QUESTIONS = 300  # of models whose prompts are two to five times as long
 CHECK_STEPS, CHECK_PICTURES = 6, 4  # of every stage; a step, at most
 # Relative. CPUs differ in the number format they are fast in: bfloat16 in place of float32 moved
 # these losses by at most 0.001 (pocket-llava-base); a learning rate 10 % too high moved them by up
@@ -195,7 +196,8 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
     stored = AutoModelForImageTextToText.from_pretrained(made, dtype=torch.float32).eval()
     suite = HD_BENCHMARKS if spec(name).side > IMAGE_SIZE else {**BENCHMARKS, **LONG_BENCHMARKS}
     video = VIDEO_BENCHMARKS if getattr(processor, "video_processor", None) else {}
-    scores = {b: score(stored, processor, b) for b in (*suite, *video)}
+    n = CARD_QUESTIONS if spec(name).family == "llava" else LONG_QUESTIONS
+    scores = {b: score(stored, processor, b, n) for b in (*suite, *video)}
     _write(made / SCORES, scores)
     (made / "README.md").write_text(card(name, stored, scores, log))
     write_hashes(made)
@@ -208,14 +210,16 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
     return target
 
 
-def score(model: PreTrainedModel, processor: ProcessorMixin, benchmark_id: str) -> dict[str, Any]:
+def score(
+    model: PreTrainedModel, processor: ProcessorMixin, benchmark_id: str, n: int | None = None
+) -> dict[str, Any]:
     """Test score of a benchmark, the score when every picture is blank grey, and the difference.
 
     The difference is that of the questions' mean scores, paired, in percentage points: the F1 of
     mere guesses is 0 or 67, by the side they fall on. `study.guard` reads it.
     """
     benchmark = load_benchmark(benchmark_id)
-    batches = Batches(benchmark, processor, "test", CARD_QUESTIONS, "cpu")
+    batches = Batches(benchmark, processor, "test", n or CARD_QUESTIONS, "cpu")
     result: dict[str, Any] = {"n": len(batches.rows), "max": benchmark.headline_max,
                               "metric": benchmark.metric}  # fmt: skip
     sheets = {}
