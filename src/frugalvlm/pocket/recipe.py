@@ -76,8 +76,8 @@ STAGES: dict[str, tuple[Stage, ...]] = {
     ),
     "pocket-llava-hd": (Stage("instruct", 520, 8, 1e-3, 30, 20, True, MIXED, side=2 * IMAGE_SIZE),),
     "pocket-siglip-base": (
-        Stage("tower", 400, 64, 1.5e-3, 50),
-        Stage("instruct", 450, 12, 1e-3, 30, 20, True, MIXED, clips=0.4),
+        Stage("tower", 200, 64, 1.5e-3, 30),
+        Stage("instruct", 360, 12, 1e-3, 30, 20, True, MIXED, clips=0.4),
     ),
     "pocket-llava-tiny": (
         Stage("language", 10, 8, 2e-3, 5, 8, things=MIXED, half_depth=True),
