@@ -32,6 +32,7 @@ def papers(c: Context):
 @task(
     help={
         "paper": "key of the paper, see `invoke papers`",
+        "all_": "every paper that runs at this scale, sharing what can be shared",
         "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
         "n": "questions per benchmark",
         "model": "embedded model, folder or Hub id",
@@ -41,23 +42,29 @@ def papers(c: Context):
     }
 )
 def reproduce(
-    c: Context, paper, scale="pocket", n=300, model="", revision=None, device="cpu", force=False
-):
-    """Reproduce a paper's tables: runs, verdicts, executed notebook, HTML page."""
-    from frugalvlm.study.reproduce import POCKET_MODEL, Options, reproduce
+    c: Context, paper="", all_=False, scale="pocket", n=300, model="", revision=None, device="cpu",
+    force=False,
+):  # fmt: skip
+    """Reproduce a paper's tables, or all of them: runs, verdicts, executed notebook, HTML page."""
+    from frugalvlm.study.reproduce import POCKET_MODEL, Options, reproduce, reproduce_all
 
+    if bool(paper) == all_:
+        raise Exit("Give either --paper KEY (`invoke papers` lists them) or --all.", code=2)
     options = Options(
         n=n, model=model or POCKET_MODEL, revision=revision, device=device, force=force
     )
-    _run(reproduce, paper, scale, options)
+    if all_:
+        _run(reproduce_all, scale, options)
+    else:
+        _run(reproduce, paper, scale, options)
 
 
 @task
 def compare(c: Context):
-    """Set all recorded methods side by side: accuracy, efficiency, emissions."""
-    from frugalvlm.study.report import print_comparison
+    """Set all recorded methods side by side: accuracy, efficiency, emissions; nothing is run."""
+    from frugalvlm.study.report import compare
 
-    _run(print_comparison)
+    _run(compare)
 
 
 @task(
@@ -102,20 +109,20 @@ def lint(c: Context):
     c.run("ruff check . && ruff format --check . && mypy")
 
 
-@task
-def bench(c: Context):
-    """Measure each method's own tax on prefill, side by side; writes results/benchmark/."""
-    from frugalvlm.study.tax import print_tax
+@task(help={"device": "cpu or cuda"})
+def bench(c: Context, device="cpu"):
+    """Measure each method's own tax on prefill, and what scores cost; writes results/benchmark/."""
+    from frugalvlm.study.bench import print_bench
 
-    _run(print_tax)
+    _run(print_bench, device)
 
 
 @task
 def readme(c: Context):
-    """Regenerate the tables of README.md from the committed records."""
-    from frugalvlm.study.readme import update
+    """Regenerate the tables of README.md and of the model cards from the committed records."""
+    from frugalvlm.study.readme import update_all
 
-    _run(update)
+    _run(update_all)
 
 
 @task

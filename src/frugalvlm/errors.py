@@ -9,11 +9,13 @@ from frugalvlm.study.papers import UnknownPaperError
 from frugalvlm.study.readme import ReadmeError
 from frugalvlm.study.records import MixedSettingError, RecordError
 from frugalvlm.study.reproduce import ScaleError
+from frugalvlm.study.side_by_side import LostProcessError
 from frugalvlm.views import BudgetError, UnsupportedError
 
 KNOWN: tuple[type[Exception], ...] = (
     BudgetError,
     FileNotFoundError,
+    LostProcessError,
     MixedSettingError,
     NotebookError,
     ReadmeError,

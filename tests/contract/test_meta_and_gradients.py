@@ -53,12 +53,7 @@ def _chosen(trace):
     return [trace.kept_at(i) for i in range(trace.decoder_layers)] if trace.calls else []
 
 
-# The loss jumps within every step tried here, though the same tokens are kept: which of the dropped
-# ones SparseVLM folds together also depends on the weights, and no trace says it.
-JUMPS = {("sparsevlm", "llava_siglip")}
-
-
-@pytest.mark.parametrize(("key", "host"), [pair for pair in PAIRS if pair not in JUMPS])
+@pytest.mark.parametrize(("key", "host"), PAIRS)
 def test_gradients_flow_through_a_pruned_forward(key, host):
     """A finite loss; gradients at the projector equal to those of the same run by differences."""
     model, inputs = model_for(host), prompt(host)
@@ -74,7 +69,7 @@ def test_gradients_flow_through_a_pruned_forward(key, host):
             gradient = weight.grad.clone()
             assert gradient.abs().max() > 0
             # The loss really has this slope: a small step along the gradient.
-            for size in (1e-3, 5e-4, 2e-4):  # where other tokens are chosen the loss jumps
+            for size in (1e-3, 5e-4, 2e-4, 1e-4):  # where other tokens are chosen the loss jumps
                 step = size * gradient / gradient.norm()
                 with torch.no_grad():
                     weight += step
@@ -84,9 +79,14 @@ def test_gradients_flow_through_a_pruned_forward(key, host):
                     down = model(**inputs, labels=labels, use_cache=False).loss
                     below = _chosen(trace)
                     weight += step
-                if above == below == chosen:
+                # Which of the dropped tokens SparseVLM recycles, no trace says. When two of them
+                # swap places at the edge of that pool (SigLIP's second cut: rated 0.04 % apart) the
+                # loss jumps as well, and up and down no longer mirror each other.
+                mirrored = abs(float(up + down - 2 * loss.detach())) < 0.05 * abs(float(up - down))
+                same = mirrored and above == below == chosen
+                if same:
                     break
-        assert above == below == chosen, "no step keeps the same tokens: take another picture"
+        assert same, "no step keeps the same tokens: take another picture"
         slope = float((up - down) / (2 * size))  # the loss is computed in float32
         assert slope == pytest.approx(float(gradient.norm()), rel=2e-3)
     finally:

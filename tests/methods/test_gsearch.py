@@ -14,7 +14,7 @@ from tiny_hosts import PATCHES, Picture, model_for, prompt
 from torch import Tensor
 
 from frugalvlm.methods import FastV, GSearch
-from frugalvlm.methods.gsearch import LLAVA_15_7B, p_sigmoid
+from frugalvlm.methods.gsearch import K_32, LLAVA_15_7B, p_sigmoid, printed_k
 from frugalvlm.study.papers import load_paper
 from frugalvlm.views import BudgetError, LayerView, Shape, Text, UnsupportedError
 
@@ -157,7 +157,7 @@ def test_a_sigmoid_meets_its_mean_and_no_larger_one_would(layers, kept, k):
     assert min(counts) >= 1
     assert sum(counts[2:]) <= most
     # The slow way: midpoints in small steps, the last one that fits.
-    steep = 0.4808 * 32 / layers if k is None else k
+    steep = printed_k(kept / 576, layers) if k is None else k
     best = -1
     for step in range(-40_000, 80_000, 20):
         alpha = step / 1000 if steep > 0.1 else step / 40
@@ -167,6 +167,22 @@ def test_a_sigmoid_meets_its_mean_and_no_larger_one_would(layers, kept, k):
             best = max(best, sum(tokens))
     assert sum(counts[2:]) >= best
     assert sum(counts[2:]) >= most - 2 * len(behind)
+
+
+def test_the_papers_k_is_that_of_the_nearest_budget():
+    """Figure 5: the larger the budget, the steeper, by and large."""
+    figures = load_paper("gsearch").figures
+    printed = figures[figures["table"] == "Figure 5"]["value"]
+    assert list(K_32.values()) == list(printed)
+    assert printed_k(0.125, 32) == printed_k(0.1, 32) == 0.4808
+    assert printed_k(18 / 144, 12) == pytest.approx(0.4808 * 32 / 12)
+    assert printed_k(0.01, 32) == 0.3558
+    assert printed_k(0.2, 32) == 0.4568
+    assert printed_k(1.0, 32) == 0.933
+    for kept, k in ((18, 0.4808), (72, 0.933)):
+        counts = GSearch(kept).counts(144, 12)
+        assert counts == GSearch(kept, k * 32 / 12).counts(144, 12)
+        assert counts != GSearch(kept, (1.4138 - k) * 32 / 12).counts(144, 12), "the other budget's"
 
 
 def test_the_sigmoid_falls_around_its_midpoint():

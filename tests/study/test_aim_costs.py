@@ -84,3 +84,57 @@ def test_every_row_of_the_layout_is_a_figure_of_the_paper():
     row = next(r for r in table.rows if r.method == "aim")
     numbers = [paper.printed(table, row, column, table.budgets[1]) for column in table.columns]
     assert numbers == [54.6, 79.5, 1277.7, 48.4, 67.1, 69.0]
+
+
+def test_accuracy_claims_quote_the_tables():
+    """Means over the columns of our layout, and shares of VideoMME, from the printed cells."""
+    paper = load_paper("aim")
+    image = paper.figures.query("table == 'image benchmarks' and model == 'LLaVA-1.5-7B'")
+    video = paper.figures.query("benchmark == 'VideoMME (w/o subs)'")
+
+    def kept(method: str, setting: str, *names: str) -> float:
+        names = names or tuple(str(c.paper_benchmark) for c in paper.table("image").columns)
+        rows = image[(image["method"] == method) & image["setting"].str.startswith(setting)]
+        own, whole = (
+            [float(f.loc[f["benchmark"] == name, "value"].iloc[0]) for name in names]
+            for f in (rows, image[image["method"] == "Vanilla"])
+        )
+        return 100 * sum(a / b for a, b in zip(own, whole, strict=True)) / len(names)
+
+    def seen(setting: str, table: str) -> float:
+        rows = video[video["setting"].str.contains(setting) & (video["table"] == table)]
+        (value,) = rows["value"]
+        return 100 * value / 58.2
+
+    mild, strong = kept("AIM", "merge 43.75%"), kept("AIM", "merge 12.5%")
+    fast = kept("FastV", "budget A"), kept("FastV", "budget B")
+    merged = {t: seen(f"retain {t}%", "ablation: merging only") for t in ("25", "12.5", "1.6")}
+    pruned = {
+        ends: seen("l1={} l2={}$".format(*ends), "ablation: pruning schedule")
+        for ends in ((14, 22), (14, 15), (7, 15))
+    }
+    expected = {
+        "retention-mild": mild,
+        "retention-strong": strong,
+        "beats-fastv": strong - fast[1],
+        "beats-fastv-mild": mild - fast[0],
+        "pope-spared": kept("AIM", "merge 12.5%", "POPE") - kept("FastV", "budget B", "POPE"),
+        "textvqa-suffers": kept("AIM", "merge 43", "TextVQA")
+        - kept("FastV", "budget A", "TextVQA"),
+        "merging-is-cheap": merged["25"],
+        "pruning-is-free": pruned[14, 22] - merged["25"],
+        "prune-late": pruned[14, 22] - pruned[7, 15],
+        "few-tokens-per-frame": merged["1.6"],
+    }
+    for name, value in expected.items():
+        assert paper.claim(name).reported == pytest.approx(value, abs=0.06), name
+    weaker = {
+        "retention-mild": fast[0],
+        "retention-strong": fast[1],
+        "merging-is-cheap": merged["12.5"],
+        "pruning-is-free": pruned[14, 15] - merged["25"],
+    }
+    for name, value in weaker.items():
+        condition = paper.claim(name).weaker
+        assert condition is not None
+        assert condition["threshold"] == pytest.approx(value, abs=0.06), name

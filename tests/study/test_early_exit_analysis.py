@@ -49,6 +49,12 @@ def sources(folder):
     return {source.name: source for source in made}
 
 
+def forced(source, batch, method):
+    begun = analysis.begin(source.model, batch)
+    decoded = analysis.decode(source.model, batch, method, begun, batch.ids.shape[1], force=True)
+    return [part.numpy() for part in decoded]
+
+
 @pytest.fixture(scope="module")
 def captions(sources):
     return sources["captions"], sources["captions"].answers[0]
@@ -108,7 +114,7 @@ def test_offline_gates_equal_decoding_with_recomputed_caches(captions, gate):
     scores = found.scores[gate]
     threshold = 1 if gate == "patience" else float(np.quantile(scores[:-1], 0.5))
     method = EarlyExit(gate, threshold, "recompute")
-    said, left = analysis.forced(source.model, batch, method)
+    said, left = forced(source, batch, method)
     later = batch.real.clone()
     later[:, 0] = False  # the first token never exits
     places = later.numpy()
@@ -125,9 +131,48 @@ def test_offline_gates_equal_decoding_with_recomputed_caches(captions, gate):
 def test_forced_without_exits_repeats_the_answer(sources):
     for source in sources.values():
         for batch in source.answers:
-            said, left = analysis.forced(source.model, batch, EarlyExit(threshold=2.0))
+            said, left = forced(source, batch, EarlyExit(threshold=2.0))
             assert (said == batch.ids.numpy())[batch.real.numpy()].all()
             assert set(left.ravel()) == {8}
+
+
+@pytest.mark.parametrize("gate", analysis.GATES)
+@pytest.mark.parametrize("copied", analysis.COPIES)
+def test_free_answers_are_those_of_generate(sources, gate, copied):
+    """Methods take turns behind one pass over the prompt; each answers as it would by itself."""
+    source = sources["captions"]
+    (batch,) = source.answers
+    begun = analysis.begin(source.model, batch)
+    length = begun[1].get_seq_length()
+    before = [layer.keys.clone() for layer in begun[1].layers]
+    method = EarlyExit(gate, {"confidence": 0.3, "entropy": 0.6, "patience": 1}[gate], copied)
+    for places in (2, source.max_new_tokens):  # the second run begins where the first one left off
+        said, left = analysis.decode(source.model, batch, method, begun, places, force=False)
+        with method.on(source.model) as trace:
+            ids, _ = analysis.generate(source.model, batch.inputs, places)
+        assert said.tolist() == ids.tolist()
+        assert left[:, 1:].T.tolist() == trace.exits
+        assert set(left[:, 0].tolist()) == {8}, "the prompt never exits"
+    assert left.min() < 8, "nothing left early: nothing shown"
+    assert begun[1].get_seq_length() == length
+    for layer, keys in zip(begun[1].layers, before, strict=True):
+        assert torch.equal(layer.keys, keys)
+
+
+def test_free_answers_end_with_their_end_token(sources):
+    """What a finished row goes on to say is no part of its answer, nor are its layers."""
+    source = sources["captions"]
+    (batch,) = source.answers
+    tokenizer = source.processor.tokenizer
+    said, left = torch.full((ITEMS, 4), 9), torch.full((ITEMS, 4), 5)
+    said[0, 1], left[0, 2:] = tokenizer.eos_token_id, 1
+    whole = said.clone()
+    whole[0, 2:] = tokenizer.pad_token_id
+    untouched = source.texts([(batch.items, whole)])
+    assert untouched != source.texts([(batch.items, said)])
+    row = analysis._free_row(source, [(said, left)], untouched)
+    assert row["free"]["same_answer_%"] == 100
+    assert row["free"]["mean_layers"] == 5
 
 
 def test_parts_of_words():

@@ -11,7 +11,8 @@ from tiny_hosts import IMAGE, PATCHES, Picture, model_for, prompt
 from frugalvlm import measure
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS
-from frugalvlm.study import fastervlm_report
+from frugalvlm.pocket.models import build_model, build_processor
+from frugalvlm.study import fastervlm_report, tables, tiles
 from frugalvlm.study.analyses.fastervlm import _eager, curves, dispersion, shift
 from frugalvlm.study.costs import visual_flops
 from frugalvlm.study.papers import Paper, load_paper
@@ -94,6 +95,58 @@ def test_claims_quote_the_tables(paper):
             assert claim.reported_on_columns == pytest.approx(sides[0][1] - sides[1][1], abs=0.01)
             checked += 1
     assert checked == 6
+
+
+def test_claims_about_tiles_quote_the_table(paper):
+    table = paper.table("tiles")
+    ids = [c.id for c in table.columns]
+    assert [c.removesuffix("-hd") for c in ids] == [c.id for c in paper.table("main").columns]
+    budget = table.budgets[-1]
+
+    def printed(method: str) -> tuple[float, float]:
+        average = paper.reported(
+            table="LLaVA-NeXT-7B", method=method, tokens=budget.paper_tokens, benchmark="Average"
+        )
+        rows = {r.paper_method: r for r in table.rows}
+        own = [paper.printed(table, rows[method], c, budget) for c in table.columns]
+        whole = [paper.printed(table, rows["Vanilla"], c) for c in table.columns]
+        return average, float(np.mean([100 * a / b for a, b in zip(own, whole, strict=True)]))
+
+    faster, fastv = printed("FasterVLM"), printed("FastV")
+    kept, lead = paper.claim("retention-next"), paper.claim("next-beats-fastv")
+    assert kept.quantity["over"] == lead.quantity["over"] == ids
+    assert (kept.threshold, kept.weaker["threshold"]) == (faster[0], fastv[0])
+    assert kept.reported_on_columns == pytest.approx(faster[1], abs=0.006)
+    assert lead.reported == pytest.approx(faster[0] - fastv[0])
+    assert lead.reported_on_columns == pytest.approx(faster[1] - fastv[1], abs=0.006)
+
+
+def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(paper, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
+    options = Options(n=4, benchmarks=("pocket-gqa",), budgets=1)
+    assert tiles.tiled_runs("fastervlm", Options(model="pocket-llava-tiny")) == []
+    monkeypatch.setattr(tiles, "models_dir", lambda: tmp_path / "none")
+    assert tiles.tiled_runs("fastervlm", options) == [], "not installed"
+
+    torch.manual_seed(0)
+    opened = build_model(tiles.MODEL).eval(), build_processor(tiles.MODEL)
+    (tmp_path / "none" / tiles.MODEL).mkdir(parents=True)
+    monkeypatch.setattr(tiles, "load_vlm", lambda name, device: opened)
+    monkeypatch.setattr(tiles, "model_hash", lambda name: "made-up")
+    made = tiles.tiled_runs("fastervlm", options)
+    assert [(r["request"]["method"]["method"], r["request"]["budget"]) for r in made] == [
+        ("vanilla", 144), ("random", 72), ("fastv", 72), ("fastervlm", 72)
+    ]  # fmt: skip
+    folder = tmp_path / "pocket" / "fastervlm" / tiles.MODEL / "records"
+    assert len(list(folder.glob("*.json"))) == 4
+    assert not (tmp_path / "pocket" / "fastervlm" / "records").exists()
+    assert made[-1]["tokens"]["per_layer"] == [5 * 72] * 12
+    assert made[-1]["request"]["benchmark"] == "pocket-gqa-hd"
+    shown = tables.accuracy_table(paper, "tiles", made).data
+    cell = shown.query("method == 'fastervlm' and benchmark == 'pocket-gqa-hd' and budget == 72")
+    assert cell[["paper_score", "n"]].to_numpy().tolist() == [[62.66, len(made[-1]["answers"])]]
+    status = {v.claim.id: v.status for v in verdicts(paper, made, "pocket")}
+    assert status["retention-next"] == status["retention-half"] == "not measured"
 
 
 # -- cost ------------------------------------------------------------------------------------------

@@ -84,6 +84,29 @@ def test_the_guide_alone_answers_as_it_does_without_us(by_key, options, large):
     assert answers(by_key["sgl_small"]) == runs.answer_all(small, batches, 10)
 
 
+def test_the_guide_answers_the_same_prompts_once(large, options, monkeypatch):
+    calls, forward = [], Guide.forward
+    monkeypatch.setattr(Guide, "forward", lambda *args: (calls.append(1), forward(*args))[1])
+    guide = sgl.load_guide(options, large[1])
+    method = dataclasses.replace(methods.SGL.for_budget(7, 144), guide=sgl._Remembering(guide, {}))
+    plan = [method, *(v for v in sgl.variants(method, large[0]) if isinstance(v, methods.SGL))]
+    plan = [own for own in plan if own.key != "sgl_oracle"]
+    batches = runs.Batches(load_benchmark(NAME), large[1], "test", 40, "cpu")
+    assert len(batches.batches) == 2
+    told = {}
+    for own in plan:
+        with own.on(large[0]):
+            told[own.key] = runs.answer_all(large[0], batches, 3)
+    assert calls == [1, 1]
+    for own in plan[:3]:
+        with dataclasses.replace(own, guide=guide).on(large[0]):
+            assert runs.answer_all(large[0], batches, 3) == told[own.key]
+    blank = {**batches.batches[0][1]}
+    blank["pixel_values"] = torch.zeros_like(blank["pixel_values"])
+    method.guide(blank)
+    assert len(calls) == 2 + 2 * 3 + 1, "another picture is another prompt"
+
+
 def test_exits_take_the_surest_answers(made, by_key, setting, large, options):
     leave = sgl.find(made, "exit")
     batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
@@ -105,6 +128,11 @@ def test_exits_take_the_surest_answers(made, by_key, setting, large, options):
     assert flops == sorted(flops, reverse=True)
     assert thresholds[0] is None
     assert thresholds[1:] == sorted(thresholds[1:], reverse=True)
+    parts = sgl.find(made, "guide cost")["flops"]
+    assert flops[0] == parts["guide"] + parts["consistency"] + parts["large"]
+    assert flops[-1] == parts["guide"] + parts["consistency"]
+    plain = [row["flops"] for row in leave["curve"] if row["criterion"] == "confidence"]
+    assert plain[-1] == parts["guide"], "confidence needs no second look"
     assert curve[-1]["score"] == by_key["sgl_small"]["metrics"]["headline"]["value"]
     frame = sgl.exit_frame(leave)
     assert len(frame) == len(sgl.CRITERIA) * len(sgl.SHARES)

@@ -25,9 +25,9 @@ Pruning, before each decoder layer l in l1 + 1 .. l2 (0-based):
 Complexity: merging (tokens / 2)^2 products a round; PageRank one attention map per pruned layer,
 in chunks of rows, so O(length) memory; from two chunks on it is computed anew in each step.
 Deviations: pruned tokens really leave the sequence (the released code hides them with masks:
-`aim_mask`), so they neither hold nor send mass in later layers. LLaVA-OneVision's merging behind
-the projector and its 2 x 2 pooling is not here: no host gives frames. For depths other than 32,
-l1 and l2 are the image model's 13 and 21 in proportion.
+`aim_mask`), so they neither hold nor send mass in later layers. LLaVA-OneVision's frames, merged
+behind the projector and its 2 x 2 pooling, are not here: merging acts before the projector. For
+depths other than 32, l1 and l2 are the image model's 13 and 21 in proportion.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ Paper: Alvar et al., arXiv:2503.02175 (CVPR 2025), Algorithm 1. Code read: vbdi/
 
 LLaVA-NeXT: T per crop; the released code chooses among all tokens of the image at once.
 Complexity: patches^2 distances, T steps; all patches go through the projector.
-Deviations: the crops of LLaVA-NeXT, as above. A token is never chosen twice; the released code can
-do so when nothing but copies of chosen tokens is left.
+Deviations: the crops of LLaVA-NeXT, as above. Distances are computed in float32 (released code: in
+the model's half precision, where many of them tie). A token is never chosen twice; the released
+code can do so when nothing but copies of chosen tokens is left.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
@@ -35,7 +36,9 @@ from frugalvlm.views import Kept, LayerView, Shape, UnsupportedError, keep_top
 
 Queries = Literal["text", "last"]
 FULL = 2  # layers that keep every token (Figure 2)
-K_32 = 0.4808  # k in 32 layers at an eighth of the tokens (Figure 5); scaled to other depths (kit)
+# k found for 32 layers, by the share of the tokens left behind the full ones (Figure 5; the shares
+# are inferred from its FLOPs).
+K_32 = {0.0625: 0.3558, 0.125: 0.4808, 0.25: 0.4568, 0.375: 0.7478, 0.5: 0.933}
 
 # LLaVA-1.5-7B, read off Figure 1c (+-0.003). Layers 0 to 2 are full: only so are Table 1's mean of
 # 0.34 and its FLOPs met.
@@ -52,7 +55,7 @@ class GSearch(LayerReducer):
 
     key: ClassVar[str] = "gsearch"
     kept_tokens: int | None = None  # b N: visual tokens per crop, mean over the layers from FULL on
-    k: float | None = None  # fall per layer; None: K_32 * 32 / L
+    k: float | None = None  # fall per layer; None: `printed_k`
     rates: tuple[float, ...] = ()  # r_1 to r_L; instead of kept_tokens and k
     queries: Queries = "text"
 
@@ -127,16 +130,8 @@ class GSearch(LayerReducer):
         if self.rates:
             return _counts(self.rates, patches)
         assert self.kept_tokens is not None
-        behind = range(FULL, decoder_layers)
-        k = K_32 * 32 / decoder_layers if self.k is None else self.k
-
-        def at(alpha: float) -> tuple[int, ...]:
-            return _counts(p_sigmoid(k, alpha, behind), patches)
-
-        # 40 / k layers beyond either end the sigmoid is 0 or 1 to the last bit.
-        least, most = -40 / k, decoder_layers + 40 / k
-        alpha = solve(at, least, most, self.kept_tokens * len(behind))
-        return (*[patches] * FULL, *at(alpha))
+        k = self.k or printed_k(self.kept_tokens / patches, decoder_layers)
+        return _p_sigmoid_counts(k, self.kept_tokens, patches, decoder_layers)
 
     def keep(self, view: LayerView) -> Kept:
         """The tokens that the text attended to most in the layer before, in order."""
@@ -163,9 +158,28 @@ class GSearchBayes(GSearch):
     key: ClassVar[str] = "gsearch_bayes"
 
 
+def printed_k(share: float, decoder_layers: int) -> float:
+    """The paper's k of the budget nearest to `share` of the tokens, scaled to this depth (kit)."""
+    return K_32[min(K_32, key=lambda budget: abs(budget - share))] * 32 / decoder_layers
+
+
 def p_sigmoid(k: float, alpha: float, layers: range) -> tuple[float, ...]:
     """Keep rates 1 / (1 + exp(k (i - alpha))) of layers i (0-based); tanh does not overflow."""
     return tuple((1 - math.tanh(k * (i - alpha) / 2)) / 2 for i in layers)
+
+
+@lru_cache  # asked for before every layer
+def _p_sigmoid_counts(k: float, kept: int, patches: int, decoder_layers: int) -> tuple[int, ...]:
+    """Visual tokens at every layer: a P-Sigmoid whose mean behind the full layers is `kept`."""
+    behind = range(FULL, decoder_layers)
+
+    def at(alpha: float) -> tuple[int, ...]:
+        return _counts(p_sigmoid(k, alpha, behind), patches)
+
+    # 40 / k layers beyond either end the sigmoid is 0 or 1 to the last bit.
+    least, most = -40 / k, decoder_layers + 40 / k
+    alpha = solve(at, least, most, kept * len(behind))
+    return (*[patches] * FULL, *at(alpha))
 
 
 def text_attention(view: LayerView) -> Float[Tensor, "images visual"]:

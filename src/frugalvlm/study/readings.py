@@ -47,9 +47,18 @@ def generate(
     """Greedy answers [batch, places], and which of their places are no padding."""
     ids = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     ids = ids[:, inputs["input_ids"].shape[1] :]
+    return ids, no_padding(ends(model, ids))
+
+
+def ends(model: PreTrainedModel, ids: Tensor) -> Tensor:
+    """Which tokens end an answer."""
     eos = model.generation_config.eos_token_id  # a number, several, or none
-    ended = torch.isin(ids, ids.new_tensor([] if eos is None else eos))
-    return ids, ended.cumsum(-1) - ended.long() == 0
+    return torch.isin(ids, ids.new_tensor([] if eos is None else eos))
+
+
+def no_padding(ended: Tensor) -> Tensor:
+    """Which places [batch, places] belong to an answer: all up to its first end."""
+    return ended.cumsum(-1) - ended.long() == 0
 
 
 @dataclass(frozen=True, eq=False)

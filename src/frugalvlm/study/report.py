@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table as RichTable
 
 from frugalvlm.paths import results_dir
 from frugalvlm.study import records, tables
-from frugalvlm.study.papers import SCALES, Paper, all_papers
+from frugalvlm.study.papers import SCALES, Paper, all_papers, load_paper
 from frugalvlm.study.records import Record
-from frugalvlm.study.verdicts import verdict_table, verdicts
+from frugalvlm.study.verdicts import STATUSES, verdict_table, verdicts
 
 
 def print_report(
@@ -45,6 +47,27 @@ def print_papers(console: Console | None = None) -> None:
     console.print("Reproduce one with: invoke reproduce --paper KEY [--scale pocket|blueprint]")
 
 
+def print_summary(
+    made: Mapping[str, Sequence[Record]],
+    scale: str,
+    seconds: float,
+    console: Console | None = None,
+) -> None:
+    """What a reproduction of several papers came to: records and verdicts, paper by paper."""
+    console = console or Console()
+    counts = {key: Counter(v.status for v in verdicts(load_paper(key), own, scale))
+              for key, own in made.items()}  # fmt: skip
+    shown = [s for s in STATUSES if any(c[s] for c in counts.values())]
+    title = f"{len(made)} papers at the {scale} scale in {seconds / 60:.1f} minutes"
+    table = RichTable(title=f"{title}; their claims", title_justify="left")
+    for header in ("paper", "records", *shown):
+        table.add_column(header, justify="left" if header == "paper" else "right")
+    for key, count in counts.items():
+        table.add_row(key, str(len(made[key])), *(str(count[s]) for s in shown))
+    console.print(table)
+    console.print(f"Records and pages: {results_dir() / scale}")
+
+
 def print_comparison(console: Console | None = None) -> None:
     """All recorded pocket methods side by side; nothing is run.
 
@@ -65,3 +88,19 @@ def print_comparison(console: Console | None = None) -> None:
                 console.print(tables.accuracy_table(paper, layout.id, made))
     console.print(tables.efficiency_table(made))
     console.print(tables.energy_table(made))
+
+
+def compare(console: Console | None = None) -> list[Path]:
+    """Everything behind `invoke compare`: printed tables, then the notebooks and their pages.
+
+    Raises:
+        RecordError: when nothing was recorded yet.
+        NotebookError: when a notebook failed.
+    """
+    from frugalvlm.study.compare import build
+
+    console = console or Console()
+    print_comparison(console)
+    pages = build()
+    console.print("\n".join(["Pages:", *(str(page) for page in pages)]))
+    return pages

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from frugalvlm.study.analyses import ANALYSES, BLUEPRINT_ANALYSES
 from frugalvlm.study.analyses.sgl import with_guide
 from frugalvlm.study.blueprint import blueprint, count
 from frugalvlm.study.notebooks import execute_paper_notebook
-from frugalvlm.study.papers import Paper, Table, load_paper
+from frugalvlm.study.papers import KEYS, Paper, Table, all_papers, load_paper
 from frugalvlm.study.runs import (
     Batches,
     Reporter,
@@ -45,6 +47,7 @@ from frugalvlm.study.runs import (
     code_hash,
     efficiency_run,
 )
+from frugalvlm.study.side_by_side import Part, processes, side_by_side
 from frugalvlm.views import Shape
 
 POCKET_MODEL = "pocket-llava-base"
@@ -71,6 +74,7 @@ class Options:
         repeats: rounds of the latency measurement.
         energy_window_s: length of a modelled energy window, per method.
         guide: small model of the methods that need one: name, folder or Hub id.
+        since: with `force`, records made from this moment on count all the same.
     """
 
     n: int = QUESTIONS
@@ -83,6 +87,7 @@ class Options:
     repeats: int = 9
     energy_window_s: float = 2.0
     guide: str = GUIDE_MODEL
+    since: datetime | None = None
 
 
 def folder_of(paper: str, scale: str) -> Path:
@@ -104,52 +109,99 @@ def run_pocket(
         The records, in the order of the table.
     """
     options, reporter = options or Options(), reporter or Silent()
+    bench = _bench(key, options)
+    made = _answers(bench, options, reporter) + _costs(bench, options, reporter)
+    if key in ANALYSES:
+        made += ANALYSES[key](bench.setting, bench.model, bench.processor, options, reporter)
+    return made
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """All that a paper's pocket runs need.
+
+    Attributes:
+        table: the one to rebuild; None for a paper that is its analysis alone.
+        plan: methods and budgets of its rows.
+        setting: what all runs share.
+        model: the untouched model.
+        processor: of the model.
+    """
+
+    table: Table | None
+    plan: list[tuple[Method, int]]
+    setting: Setting
+    model: PreTrainedModel
+    processor: ProcessorMixin
+
+
+def _bench(key: str, options: Options, timed: bool = True) -> _Bench:
     paper = load_paper(key)
-    # A paper without a table to rebuild is its analysis alone.
     table = None if key in ANALYSES and not paper.tables else pocket_table(paper)
-    model, processor = load_vlm(options.model, revision=options.revision, device=options.device)
+    weights = model_hash(options.model, options.revision)
+    model, processor = _loaded(options.model, options.revision, options.device, weights)
     setting = Setting(
         scale="pocket",
         model_name=options.model,
-        model_hash=model_hash(options.model, options.revision),
+        model_hash=weights,
         folder=folder_of(key, "pocket") / "records",
         n=options.n,
         device=options.device,
         force=options.force,
+        since=options.since,
+        others=tuple(folder_of(other, "pocket") / "records" for other in KEYS if other != key),
+        timed=timed,
     )
-    made = [] if table is None else _table_runs(table, setting, model, processor, options, reporter)
-    if key in ANALYSES:
-        made += ANALYSES[key](setting, model, processor, options, reporter)
+    plan: list[tuple[Method, int]] = []
+    if table is not None:
+        shape = host_for(model).shape
+        plan = [(planned(table, row, b, shape), b) for row, b in rows_of(table, options)]
+        plan = with_guide(plan, options, processor)
+    return _Bench(table, plan, setting, model, processor)
+
+
+@lru_cache(maxsize=1)
+def _loaded(
+    name: str, revision: str | None, device: str, weights: str
+) -> tuple[PreTrainedModel, ProcessorMixin]:
+    """A model, loaded once for all papers; `weights` (their hash) tells when they have changed."""
+    return load_vlm(name, revision=revision, device=device)
+
+
+@lru_cache(maxsize=8)
+def _batches(benchmark: str, processor: ProcessorMixin, split: str, n: int, device: str) -> Batches:
+    """A benchmark's questions, prepared once for all papers."""
+    return Batches(load_benchmark(benchmark), processor, split, n, device)
+
+
+def _answers(bench: _Bench, options: Options, reporter: Reporter) -> list[records.Record]:
+    """Accuracy of every cell of the table."""
+    if bench.table is None:
+        return []
+    setting, made = bench.setting, []
+    for name in options.benchmarks or [column.id for column in bench.table.columns]:
+        batches = _batches(name, bench.processor, setting.split, setting.n, setting.device)
+        made += [
+            accuracy_run(
+                setting, bench.model, load_benchmark(name), batches, method, budget, reporter
+            )
+            for method, budget in bench.plan
+        ]
     return made
 
 
-def _table_runs(
-    table: Table,
-    setting: Setting,
-    model: PreTrainedModel,
-    processor: ProcessorMixin,
-    options: Options,
-    reporter: Reporter,
-) -> list[records.Record]:
-    """Accuracy of every cell of a table, the cost of its rows, and the tower's attention."""
-    shape = host_for(model).shape
-    plan = [(planned(table, row, b, shape), b) for row, b in rows_of(table, options)]
-    plan = with_guide(plan, options, processor)
-    wanted = options.benchmarks or tuple(column.id for column in table.columns)
-    made = []
-    for name in wanted:
-        benchmark = load_benchmark(name)
-        batches = Batches(benchmark, processor, setting.split, setting.n, setting.device)
-        for method, budget in plan:
-            made.append(accuracy_run(setting, model, benchmark, batches, method, budget, reporter))
-    made.append(
+def _costs(bench: _Bench, options: Options, reporter: Reporter) -> list[records.Record]:
+    """The cost of the table's rows, and the tower's attention."""
+    if bench.table is None:
+        return []
+    opened = bench.setting, bench.model, bench.processor
+    return [
         efficiency_run(
-            setting, model, processor, plan, reporter,
+            *opened, bench.plan, reporter,
             repeats=options.repeats, energy_window_s=options.energy_window_s,
-        )
-    )  # fmt: skip
-    made.append(attention_run(setting, model, processor, reporter, images=min(100, options.n)))
-    return made
+        ),
+        attention_run(*opened, reporter, images=min(100, options.n)),
+    ]  # fmt: skip
 
 
 def pocket_table(paper: Paper) -> Table:
@@ -277,6 +329,87 @@ def reproduce(
     return folder
 
 
+def runnable(scale: str) -> list[str]:
+    """Keys of the papers that can be reproduced at a scale.
+
+    Raises:
+        ScaleError: for a scale at which there is no running all of them.
+    """
+    if scale not in RUNNERS:
+        raise ScaleError(
+            f"All papers run at the scales pocket and blueprint, not '{scale}'; "
+            "name one with --paper."
+        )
+    return [paper.key for paper in all_papers() if paper.status[scale] != "planned"]
+
+
+def reproduce_all(
+    scale: str = "pocket", options: Options | None = None, console: Console | None = None
+) -> list[Path]:
+    """Reproduce every runnable paper; an interrupted run continues where it stopped.
+
+    At the pocket scale there are three steps. *Answers*: papers and benchmarks side by side, one
+    process per core; a run that several papers need is made once and copied. *Measurements*: alone
+    on the machine, one after the other. *Pages*: the executed notebooks, side by side again.
+
+    Args:
+        scale: "pocket" or "blueprint".
+        options: sizes and device, the same for all papers.
+        console: where progress and a summary go.
+
+    Returns:
+        The folders of the results.
+
+    Raises:
+        ScaleError, WeightsError, LostProcessError: each with the remedy.
+    """
+    from frugalvlm.study.report import print_summary
+
+    options, console = options or Options(), console or Console()
+    # Forced runs, too, are shared, and made once by the three steps together.
+    options = replace(options, since=datetime.now(UTC).replace(microsecond=0))
+    keys, made, started = runnable(scale), {}, time.monotonic()
+    if scale == "pocket":
+        parts = [part for key in keys for part in answer_parts(key, options)]
+        _side_by_side(parts, options, console)
+    with progress(console) as reporter:
+        for key in keys:
+            made[key] = RUNNERS[scale](key, options, reporter)
+    if scale == "pocket":
+        _side_by_side([Part(key, "page") for key in keys], options, console)
+    print_summary(made, scale, time.monotonic() - started, console)
+    return [folder_of(key, scale) for key in keys]
+
+
+def answer_parts(key: str, options: Options) -> list[Part]:
+    """What of a paper can be done beside other work: its table by benchmark, then its analysis."""
+    paper = load_paper(key)
+    table = next((t for t in paper.tables if "pocket" in t.scales), None)
+    names = [] if table is None else options.benchmarks or [column.id for column in table.columns]
+    parts = [Part(key, "answers", name) for name in names]
+    return [*parts, Part(key, "answers", last=True)] if key in ANALYSES else parts
+
+
+def do_part(options: Options, part: Part, reporter: Reporter) -> None:
+    """One part of `reproduce_all`, in a process of its own: nothing in it measures time."""
+    if part.step == "page":
+        reporter.start(f"{part.paper}: page", 1)
+        execute_paper_notebook(part.paper, options, folder_of(part.paper, "pocket"))
+        reporter.advance(1)
+    elif part.benchmark is not None:
+        options = replace(options, benchmarks=(part.benchmark,))
+        _answers(_bench(part.paper, options, timed=False), options, reporter)
+    else:
+        bench = _bench(part.paper, options, timed=False)
+        ANALYSES[part.paper](bench.setting, bench.model, bench.processor, options, reporter)
+
+
+def _side_by_side(parts: Sequence[Part], options: Options, console: Console) -> None:
+    with progress(console) as overall:
+        reporters = [_Bars(overall.bar) for _ in range(processes(options.device))]
+        side_by_side(parts, partial(do_part, options), reporters, overall)
+
+
 RUNNERS = {"pocket": run_pocket, "blueprint": run_blueprint}
 
 
@@ -301,7 +434,7 @@ def _full(paper: Paper, options: Options) -> None:
 
 
 @contextmanager
-def progress(console: Console) -> Iterator[Reporter]:
+def progress(console: Console) -> Iterator[_Bars]:
     """Progress bars on a terminal: one for the whole, one for the run under way."""
     bar = Progress(
         TextColumn("{task.description:<34}"), BarColumn(), MofNCompleteColumn(),

@@ -9,11 +9,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import torch
 from datasets import Dataset
+from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm import measure
@@ -23,6 +27,7 @@ from frugalvlm.hosts import host_for
 from frugalvlm.methods import Method, method_class
 from frugalvlm.study import records, stats
 from frugalvlm.study.costs import prefill_costs
+from frugalvlm.study.tower_once import tower_once
 from frugalvlm.trace import Trace
 from frugalvlm.views import UnsupportedError
 
@@ -30,7 +35,7 @@ BATCH_SIZE = 32
 CODE_ALWAYS = (
     "surgery.py", "subset.py", "guidance.py", "lookahead.py", "views.py", "trace.py", "loading.py",
     "hosts", "methods/base.py", "methods/schedules.py", "benchmarks", "pocket/scenes.py",
-    "pocket/questions.py", "pocket/clips.py", "study/runs.py",
+    "pocket/questions.py", "pocket/clips.py", "study/runs.py", "study/tower_once.py",
 )  # fmt: skip
 
 
@@ -67,6 +72,10 @@ class Setting:
         n: questions per benchmark.
         device: where the model is.
         force: run again although a complete record exists.
+        since: with `force`, records made from this moment on count all the same.
+        others: folders of records that other tables left; one of the same request, code, weights,
+            questions and machine is copied and not made a second time.
+        timed: whether times may be measured now. Without it, what measures any is left out.
     """
 
     scale: str
@@ -77,6 +86,9 @@ class Setting:
     n: int = 200
     device: str = "cpu"
     force: bool = False
+    since: datetime | None = None
+    others: tuple[Path, ...] = ()
+    timed: bool = True
 
 
 def budgeted(key: str, budget: int | None, total: int) -> Method:
@@ -138,21 +150,22 @@ def accuracy_run(
     started = time.monotonic()
     method_for = method_for or (lambda ids: method)
     kept = _KeptTokens()
-    for ids, inputs in batches.pending(done):
-        with method_for(ids).on(model) as trace:
-            answers = _answer(model, batches.processor, inputs, benchmark.max_new_tokens)
-        log.append(zip(ids, answers, strict=True))
-        done.update(zip(ids, answers, strict=True))
-        kept.add(trace, len(ids))
-        reporter.advance(len(ids))
-    # What an interrupted run kept is not in its log. An adaptive method must see every picture
-    # again for that; of any other, one batch says it.
-    for ids, inputs in batches.batches:
-        if kept.prompts >= (len(batches.ids) if method.adaptive else 1):
-            break
-        with method_for(ids).on(model) as trace, torch.inference_mode():
-            model(**inputs)
-        kept.add(trace, len(ids))
+    with tower_once(model, batches.towers.setdefault(model, {})):
+        for ids, inputs in batches.pending(done):
+            with method_for(ids).on(model) as trace:
+                answers = _answer(model, batches.processor, inputs, benchmark.max_new_tokens)
+            log.append(zip(ids, answers, strict=True))
+            done.update(zip(ids, answers, strict=True))
+            kept.add(trace, len(ids))
+            reporter.advance(len(ids))
+        # What an interrupted run kept is not in its log. An adaptive method must see every picture
+        # again for that; of any other, one batch says it.
+        for ids, inputs in batches.batches:
+            if kept.prompts >= (len(batches.ids) if method.adaptive else 1):
+                break
+            with method_for(ids).on(model) as trace, torch.inference_mode():
+                model(**inputs)
+            kept.add(trace, len(ids))
     tokens = {"requested": budget, **kept.summary(budget)}
     answers = [done[i] for i in batches.ids]
     sheet = benchmark.sheet(batches.rows, answers)
@@ -226,24 +239,36 @@ class _KeptTokens:
 
 
 class Batches:
-    """A benchmark's questions, tokenised and padded once, the same for every method."""
+    """A benchmark's questions, tokenised and padded once, the same for every method.
+
+    `towers` holds what each model's vision tower made of the pictures (see `tower_once`).
+
+    Raises:
+        UnsupportedError: the questions are about clips, and the processor takes none.
+    """
 
     def __init__(
         self, benchmark: Benchmark, processor: ProcessorMixin, split: str, n: int, device: str
     ) -> None:
-        self.processor = processor
-        data: Dataset = benchmark.dataset(split, n)  # type: ignore[arg-type]
-        self.rows: list[dict[str, Any]] = list(without_pictures(data))
+        self.processor, self.device = processor, device
+        self._data: Dataset = benchmark.dataset(split, n)  # type: ignore[arg-type]
+        self._shown = "frames" if "frames" in self._data.column_names else "image"
+        _check_shown(processor, self._shown == "frames")
+        self.rows: list[dict[str, Any]] = list(without_pictures(self._data))
         self.ids: list[str] = [row["question_id"] for row in self.rows]
-        shown = "frames" if "frames" in data.column_names else "image"
         self.data_hash = records.request_hash(self.rows)
+        self.towers: WeakKeyDictionary[PreTrainedModel, dict[bytes, Tensor]] = WeakKeyDictionary()
+
+    @cached_property
+    def batches(self) -> list[tuple[list[str], dict[str, Any]]]:
+        """Question ids and model inputs; prepared when the first answer is missing."""
         # Questions of similar length share a batch, so little is spent on padding.
         order = sorted(range(len(self.rows)), key=lambda i: len(self.rows[i]["question"]))
-        self.batches = [
+        return [
             (
                 [self.ids[i] for i in part],
-                _prepare(processor, [data[i][shown] for i in part],
-                         [self.rows[i]["question"] for i in part], device),
+                _prepare(self.processor, [self._data[i][self._shown] for i in part],
+                         [self.rows[i]["question"] for i in part], self.device),
             )
             for part in _parts(order, BATCH_SIZE)
         ]  # fmt: skip
@@ -257,17 +282,20 @@ def _parts(order: Sequence[int], size: int) -> list[Sequence[int]]:
     return [order[i : i + size] for i in range(0, len(order), size)]
 
 
+def _check_shown(processor: ProcessorMixin, clips: bool) -> None:
+    if clips and getattr(processor, "video_processor", None) is None:
+        raise UnsupportedError(
+            f"{type(processor).__name__} takes no videos: ask about clips with a model that does, "
+            "such as one of the LLaVA-OneVision family."
+        )
+
+
 def _prepare(
     processor: ProcessorMixin, images: list, questions: list[str], device: str
 ) -> dict[str, Any]:
     """Model inputs for questions about pictures, or about clips: lists of frames."""
     clips = bool(images) and isinstance(images[0], list)
     texts = [prompt(q, "<video>" if clips else "<image>") for q in questions]
-    if clips and getattr(processor, "video_processor", None) is None:
-        raise UnsupportedError(
-            f"{type(processor).__name__} takes no videos: ask about clips with a model that does, "
-            "such as one of the LLaVA-OneVision family."
-        )
     shown = {"videos" if clips else "images": images}
     inputs = processor(**shown, text=texts, return_tensors="pt", padding=True)
     return dict(inputs.to(device))
@@ -325,11 +353,19 @@ def _name(setting: Setting, request: dict[str, Any], code: str) -> str:
 def _found(
     setting: Setting, kind: str, request: dict[str, Any], code: str, data_hash: str | None = None
 ) -> dict[str, Any] | None:
-    if setting.force:
+    """The record of a run that need not be made: this table's own, or a copy of another one's."""
+    if setting.force and setting.since is None:
         return None
-    return records.find(
-        setting.folder, kind, request, code, model_hash=setting.model_hash, data_hash=data_hash
-    )
+    known = {"model_hash": setting.model_hash, "data_hash": data_hash}
+    pattern = f"*--{_name(setting, request, code).rsplit('--', 1)[-1]}.json"
+    for folder in (setting.folder, *setting.others):
+        record = records.find(folder, kind, request, code, pattern=pattern, **known)
+        if record is None or (setting.force and records.created(record) < setting.since):
+            continue
+        if folder != setting.folder:
+            records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+        return record
+    return None
 
 
 def efficiency_run(

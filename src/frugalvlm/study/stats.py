@@ -13,6 +13,7 @@ import math
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -88,6 +89,16 @@ def mean_difference(
     return _mean(lambda a, b, top: 100 * (a - b) / top, pairs, resamples, seed, level)
 
 
+def draws(sheet: Sheet, benchmark: str, resamples: int = 2000, seed: int = 0) -> np.ndarray:
+    """Values of a sheet on resampled pictures, [resamples].
+
+    All sheets about one benchmark share every draw, those of `mean_retention` included, and more
+    draws begin with the fewer ones; so any two runs can be compared in pairs.
+    """
+    seeds = [seed, zlib.crc32(benchmark.encode())]
+    return _draws(sheet, _weights(len(sheet.image_ids), resamples, seeds))
+
+
 def from_sums(
     statistic: Callable[[np.ndarray], np.ndarray],
     sums: np.ndarray,
@@ -124,11 +135,18 @@ def _retention(method: np.ndarray | float, vanilla: np.ndarray | float) -> np.nd
 
 def _weights(images: int, resamples: int, seed: list[int]) -> np.ndarray:
     """How often each picture is drawn: [resamples, images], rows multinomial with sum `images`."""
+    return _drawn(images, resamples, tuple(seed))
+
+
+@lru_cache(maxsize=12)  # many figures of one benchmark share their draws
+def _drawn(images: int, resamples: int, seed: tuple[int, ...]) -> np.ndarray:
     rng = np.random.default_rng(seed)
     drawn = rng.integers(images, size=(resamples, images))
     flat = drawn + images * np.arange(resamples)[:, None]
     counts = np.bincount(flat.ravel(), minlength=resamples * images)
-    return counts.reshape(resamples, images).astype(np.float64)
+    weights = counts.reshape(resamples, images).astype(np.float64)
+    weights.flags.writeable = False
+    return weights
 
 
 def _draws(sheet: Sheet, weights: np.ndarray) -> np.ndarray:

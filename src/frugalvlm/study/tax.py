@@ -1,21 +1,26 @@
-"""The method's own tax: a pruned prefill against a prefill that was given that many tokens.
+"""The method's own tax: a prefill with the method against one that was given that many tokens.
 
-The native run has the same tower, projector and decoder and does the least work that ends with the
-same shapes in every layer: it takes the first patches without any score. What a method needs beyond
-it (scores, top-k, merging, hooks, bookkeeping) is its tax; a ratio of 1.05 means five percent.
+The native run is an untouched copy of the model, with the same tower, projector and decoder, and
+does the least work that ends with the same shapes in every layer: it takes the first patches
+without any score (after `downsample`: all patches of a picture that is small already). What a
+method needs beyond it (scores, top-k, merging, hooks, bookkeeping) is its tax; a ratio of 1.05
+means five percent. What a small model that guides the large one takes is told apart: it is a run
+of its own, and not in the ratio.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table as RichTable
 from transformers import (
     CLIPVisionConfig,
+    DynamicCache,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -24,22 +29,35 @@ from transformers import (
 
 from frugalvlm import measure
 from frugalvlm.hosts import host_for
-from frugalvlm.loading import load_vlm
-from frugalvlm.methods import METHODS, SGL, EncoderReducer, LayerReducer
+from frugalvlm.measure.latency import synchronize
+from frugalvlm.methods import METHODS, SGL, EncoderReducer, Method
 from frugalvlm.paths import results_dir
 from frugalvlm.study import records
-from frugalvlm.study.runs import Setting, code_of_kit
+from frugalvlm.study.display import Block, Cell, Table, facts_of, setting_lines
+from frugalvlm.views import BudgetError
+
+__all__ = ["AIM", "clip_sized_model", "measure_tax", "native_prefill", "prompt", "tax_table"]
 
 TEXT_BEFORE, TEXT_AFTER = 4, 12  # tokens around the image
 AIM = 1.05
+RECORD = "prefill_tax.json"
 
 
 @torch.inference_mode()
 def native_prefill(model: PreTrainedModel, inputs: dict, tokens: Sequence[int]) -> Any:
-    """The cheapest prefill with these numbers of visual tokens at the decoder's layers."""
+    """The cheapest prefill with these numbers of visual tokens at the decoder's layers.
+
+    Args:
+        model: an untouched LLaVA.
+        inputs: what `prompt` gives; a picture of another size than the model's is let through.
+        tokens: visual tokens at every layer, never more than the layer before.
+    """
     host = host_for(model)
-    decoder = host.language_model
-    features = host.tower(pixel_values=inputs["pixel_values"], output_hidden_states=True)
+    decoder, pixels = host.language_model, inputs["pixel_values"]
+    other_size = pixels.shape[-1] != model.config.vision_config.image_size
+    features = host.tower(
+        pixel_values=pixels, output_hidden_states=True, interpolate_pos_encoding=other_size
+    )
     patches = features.hidden_states[model.config.vision_feature_layer][:, 1:]
     image = host.projector(patches[:, : tokens[0]])
     text = decoder.embed_tokens(inputs["input_ids"])
@@ -52,15 +70,13 @@ def native_prefill(model: PreTrainedModel, inputs: dict, tokens: Sequence[int]) 
 
 
 def _in_lengths(decoder: Any, sequence: torch.Tensor, tokens: Sequence[int]) -> torch.Tensor:
-    from transformers import DynamicCache
-
     cache = DynamicCache(config=decoder.config)
-    positions = torch.arange(sequence.shape[1])[None]
+    positions = torch.arange(sequence.shape[1], device=sequence.device)[None]
     rotary = decoder.rotary_emb(sequence, position_ids=positions)
     hidden = sequence
     for i, layer in enumerate(decoder.layers):
         if tokens[i] < tokens[max(i - 1, 0)]:
-            every = torch.arange(hidden.shape[1])
+            every = torch.arange(hidden.shape[1], device=hidden.device)
             keep = torch.cat([every[: TEXT_BEFORE + tokens[i]], every[-TEXT_AFTER:]])
             hidden, positions = hidden[:, keep], positions[:, keep]
             rotary = (rotary[0][:, keep], rotary[1][:, keep])
@@ -69,62 +85,121 @@ def _in_lengths(decoder: Any, sequence: torch.Tensor, tokens: Sequence[int]) -> 
     return decoder.norm(hidden)
 
 
-def clip_sized_model() -> PreTrainedModel:
-    """A random LLaVA with 576 patches as in LLaVA-1.5, narrow enough for a laptop."""
+def clip_sized_model(width: int = 512, layers: int = 8) -> PreTrainedModel:
+    """A random LLaVA with 576 patches as in LLaVA-1.5, narrow enough for a laptop.
+
+    Args:
+        width: of the decoder; a multiple of 64.
+        layers: of the decoder.
+    """
     torch.manual_seed(0)
     vision = CLIPVisionConfig(hidden_size=256, intermediate_size=1024, projection_dim=256,
                               num_hidden_layers=6, num_attention_heads=4, image_size=336,
                               patch_size=14)  # fmt: skip
-    text = LlamaConfig(vocab_size=128, hidden_size=512, intermediate_size=1376,
-                       num_hidden_layers=8, num_attention_heads=8)  # fmt: skip
+    text = LlamaConfig(vocab_size=128, hidden_size=width, intermediate_size=43 * width // 16,
+                       num_hidden_layers=layers, num_attention_heads=width // 64)  # fmt: skip
     config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=4)
     return LlavaForConditionalGeneration(config).eval()
 
 
-def _inputs(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    host = host_for(model)
-    side = model.config.vision_config.image_size
+def prompt(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A prompt with one random picture, on the model's device."""
+    side, patches = model.config.vision_config.image_size, host_for(model).shape.patches
     before, after = torch.full((1, TEXT_BEFORE), 9), torch.full((1, TEXT_AFTER), 9)
-    image = torch.full((1, host.shape.patches), model.config.image_token_id)
-    ids = torch.cat([before, image, after], 1)
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(1, 3, side, side, generator=generator)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    image = torch.full((1, patches), model.config.image_token_id)
+    ids = torch.cat([before, image, after], 1).to(model.device)
+    pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids),
+            "pixel_values": pixels.to(model.device, model.dtype)}  # fmt: skip
 
 
-def measure_tax(model: PreTrainedModel, kept: int, repeats: int = 30) -> list[dict[str, Any]]:
-    """Tax of every method at a budget, native and pruned prefill taking turns.
+def measure_tax(
+    model: PreTrainedModel, guide: PreTrainedModel, kept: int, repeats: int = 30, warmup: int = 3
+) -> list[dict[str, Any]]:
+    """Tax of every method at a budget, native prefill and prefill with the method taking turns.
+
+    Args:
+        model: a LLaVA.
+        guide: a small model for the methods that need one.
+        kept: visual tokens to keep; methods that drop none keep all of them.
+        repeats: timed rounds.
+        warmup: rounds before them.
 
     Returns:
-        One row per method: medians in ms, and the ratio with its 95 % interval.
+        One row per method: medians in ms, and the ratio of the two with its 95 % interval.
     """
-    inputs, total = _inputs(model), host_for(model).shape.patches
-    rows, untouched = [], copy.deepcopy(model)
-    for key, cls in METHODS.items():
-        # A guide answers before the large model goes on: that is a run of its own, no tax.
-        # Methods that reduce no tokens leave the prefill alone.
-        reduces = issubclass(cls, EncoderReducer | LayerReducer)
-        if not reduces or issubclass(cls, SGL):
-            continue
-        method = cls.for_budget(kept, total)
-        with method.on(model) as trace:
-            _prefill(model, inputs)
-        counts = [round(count) for count in trace.tokens_per_layer]
-        # The native run takes an untouched copy: hooks stay on for all of the pruned turns, as they
-        # do in a real run.
-        runs: dict[str, Callable[[], object]] = {
-            "native": lambda c=counts: native_prefill(untouched, inputs, c),  # type: ignore[misc]
-            "pruned": lambda: _prefill(model, inputs),
-        }
-        with method.on(model):
-            timed = measure.interleaved_latency(runs, repeats=repeats)
-        ratio = measure.ratio(timed["pruned"], timed["native"])
-        rows.append({
-            "method": key, "kept": kept, "total": total,
-            "native_ms": timed["native"].p50_ms, "pruned_ms": timed["pruned"].p50_ms,
-            "ratio": {"median": ratio.median, "low": ratio.low, "high": ratio.high, "n": ratio.n},
-        })  # fmt: skip
+    total, untouched, rows = host_for(model).shape.patches, copy.deepcopy(model), []
+    for key in METHODS:
+        method = _at_budget(key, kept, total, guide)
+        row = _tax(method, model, untouched, repeats, warmup)
+        rows.append({"method": key, "kept": kept, "total": total, **row})
     return rows
+
+
+def _at_budget(key: str, kept: int, total: int, guide: PreTrainedModel) -> Method:
+    try:
+        method = METHODS[key].for_budget(kept, total)
+    except BudgetError:  # it leaves the tokens alone
+        method = METHODS[key].for_budget(total, total)
+    return method.guided_by(guide, "guide") if isinstance(method, SGL) else method
+
+
+def _tax(
+    method: Method, model: PreTrainedModel, untouched: PreTrainedModel, repeats: int, warmup: int
+) -> dict[str, Any]:
+    inputs, shape = prompt(model), host_for(model).shape
+    with method.on(model) as trace:
+        _prefill(model, inputs)
+    counts = [round(n) for n in trace.tokens_per_layer] or [shape.patches] * shape.decoder_layers
+    given = inputs
+    if isinstance(method, EncoderReducer):
+        given = {**inputs, "pixel_values": method.shrink(inputs["pixel_values"], shape.grid)}
+    # Hooks stay on for all turns, as they do in a real run: the native run takes another model.
+    runs: dict[str, Callable[[], object]] = {
+        "native": lambda: native_prefill(untouched, given, counts),
+        "method": lambda: _prefill(model, inputs),
+    }
+    with method.on(model), _guide_clock(method) as guide_ms:
+        timed = measure.interleaved_latency(runs, repeats, warmup, model.device)
+    native, own, guided = timed["native"], timed["method"], guide_ms[-repeats:]
+    if guided:
+        pairs = zip(own.samples_ms, guided, strict=True)
+        own = measure.Latency(tuple(ms - guide for ms, guide in pairs))
+    ratio = measure.ratio(own, native)
+    return {
+        "hyper_parameters": method.describe(),
+        "tokens_mean": sum(counts) / len(counts),
+        "native_ms": native.p50_ms,
+        "method_ms": own.p50_ms,
+        "guide_ms": measure.Latency(tuple(guided)).p50_ms if guided else None,
+        "ratio": {"median": ratio.median, "low": ratio.low, "high": ratio.high, "n": ratio.n},
+    }
+
+
+@contextmanager
+def _guide_clock(method: Method) -> Iterator[list[float]]:
+    """Milliseconds of every call of the method's small model; none without one."""
+    spent: list[float] = []
+    guide = method.guide if isinstance(method, SGL) else None
+    if guide is None:
+        yield spent
+        return
+    device, began = guide.model.device, [0.0]
+
+    def start(*_: object) -> None:
+        synchronize(device)
+        began[0] = time.perf_counter()
+
+    def stop(*_: object) -> None:
+        synchronize(device)
+        spent.append((time.perf_counter() - began[0]) * 1e3)
+
+    hooks = guide.register_forward_pre_hook(start), guide.register_forward_hook(stop)
+    try:
+        yield spent
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @torch.inference_mode()
@@ -132,36 +207,68 @@ def _prefill(model: PreTrainedModel, inputs: dict) -> object:
     return model(**inputs, use_cache=True, logits_to_keep=1)
 
 
-def run_tax() -> records.Record:
-    """Measure at 16 of 144 (pocket model) and 64 of 576 tokens; returns and writes the record."""
-    pocket, _ = load_vlm("pocket-llava-base")
-    rows = [
-        {"model": name, **row}
-        for name, model, kept in (
-            ("pocket-llava-base", pocket, 16),
-            ("random weights, 576 patches", clip_sized_model(), 64),
+def tax_table(record: records.Record | None = None) -> Table:
+    """The tax of every method, model by model.
+
+    Args:
+        record: default: the published one.
+
+    Raises:
+        FileNotFoundError: when nothing was measured; `invoke bench` does.
+    """
+    record = record or records.read_record(results_dir() / "benchmark" / RECORD)
+    data = pd.DataFrame(
+        {
+            "model": row["model"], "method": row["method"], "kept": row["kept"],
+            "total": row["total"], "tokens_mean": row["tokens_mean"],
+            "native_ms": row["native_ms"], "method_ms": row["method_ms"],
+            "guide_ms": row["guide_ms"], "ratio": row["ratio"]["median"],
+            "ratio_low": row["ratio"]["low"], "ratio_high": row["ratio"]["high"],
+            "n": row["ratio"]["n"], "within_aim": row["ratio"]["median"] <= AIM,
+        }
+        for row in record["rows"]
+    )  # fmt: skip
+    facts = facts_of([record], "benchmark", None)
+    blocks = [
+        Block(f"{model}: {own['kept'].iloc[0]} of {own['total'].iloc[0]} visual tokens",
+              tuple(_line(row) for row in own.to_dict("records")))
+        for model, own in data.groupby("model", sort=False)
+    ]  # fmt: skip
+    return Table(
+        title="The method's own tax on prefill",
+        headers=("method", "tokens,\nmean", "native\nms", "with method\nms", "guide\nms",
+                 "ratio\n[95 % interval]"),
+        blocks=tuple(blocks),
+        caption=(
+            *setting_lines(facts),
+            "Native: an untouched model that is given the first so many tokens, without any score. "
+            "Ratio: median over rounds in which both took turns, one prompt; the guide of sgl is "
+            f"not in it. Aim: {AIM} or less. vanilla: what the model's own way of putting the "
+            "image into the prompt takes.",
+            busy_line(record),
+        ),
+        data=data,
+        facts=facts,
+    )  # fmt: skip
+
+
+def _line(d: Mapping[Any, Any]) -> tuple[Cell, ...]:
+    guide = "" if pd.isna(d["guide_ms"]) else f"{d['guide_ms']:.1f}"
+    return tuple(
+        Cell(text)
+        for text in (
+            d["method"], f"{d['tokens_mean']:.1f}", f"{d['native_ms']:.1f}",
+            f"{d['method_ms']:.1f}", guide,
+            f"{d['ratio']:.3f} [{d['ratio_low']:.3f}, {d['ratio_high']:.3f}]",
         )
-        for row in measure_tax(model, kept)
-    ]
-    request = {"scale": "benchmark", "model": "tax", "threads": torch.get_num_threads()}
-    code = code_of_kit()
-    record = {"kind": "efficiency", "status": "complete", "request": request, "rows": rows,
-              "provenance": records.provenance(code=code)}  # fmt: skip
-    setting = Setting("benchmark", "tax", "", results_dir() / "benchmark")
-    records.write(setting.folder / "prefill_tax.json", record)
-    return record
+    )  # fmt: skip
 
 
-def print_tax(console: Console | None = None) -> None:
-    """Measure and print the tax."""
-    console = console or Console()
-    record = run_tax()
-    table = RichTable(title=f"Prefill: pruned against native, batch 1 (aim: {AIM} or less)")
-    for header in ("model", "method", "kept", "native ms", "pruned ms", "ratio [95 %]"):
-        table.add_column(header)
-    for row in record["rows"]:
-        r = row["ratio"]
-        table.add_row(row["model"], row["method"], f"{row['kept']} of {row['total']}",
-                      f"{row['native_ms']:.1f}", f"{row['pruned_ms']:.1f}",
-                      f"{r['median']:.3f} [{r['low']:.3f}, {r['high']:.3f}]")  # fmt: skip
-    console.print(table)
+def busy_line(record: records.Record) -> str:
+    """What else the machine did meanwhile, as a sentence."""
+    threads, dtype = record["request"]["threads"], record["request"]["dtype"]
+    cores = record["provenance"]["hardware"]["cpu"]["logical_cores"]
+    return (
+        f"{threads} thread{'s' if threads > 1 else ''}, {dtype}; other programs used "
+        f"{record['other_work_cores']:.1f} of {cores} cores meanwhile."
+    )

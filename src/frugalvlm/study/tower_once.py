@@ -23,16 +23,21 @@ __all__ = ["tower_once"]
 
 
 @contextmanager
-def tower_once(model: PreTrainedModel) -> Iterator[None]:
+def tower_once(model: PreTrainedModel, known: dict[bytes, Tensor] | None = None) -> Iterator[None]:
     """Inside, a batch of pictures that was seen before costs one tower layer only.
 
     Not for anything that looks at other tower layers, for gradients, or for measuring costs.
+
+    Args:
+        model: whose tower.
+        known: what was remembered before, of this very model; it is added to.
     """
     host = host_for(model)
     layers = list(encoder_layers(host.tower))
     feature = layers.index(host.feature_module)
     lower = [layer.forward for layer in layers[:feature]]
-    known: dict[bytes, Tensor] = {}
+    before = [layer.__dict__.get("forward") for layer in layers]  # of a block around this one
+    known = {} if known is None else known
 
     def first(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         # By content: a method may shrink the pictures, and memory is used again.
@@ -53,5 +58,7 @@ def tower_once(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        for layer in layers:
+        for layer, forward in zip(layers, before, strict=True):
             layer.__dict__.pop("forward", None)
+            if forward is not None:
+                layer.forward = forward

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, ProcessorMixin
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, ProcessorMixin
 
 from frugalvlm import measure
 from frugalvlm.benchmarks import Benchmark, load_benchmark, prompt
@@ -36,7 +36,16 @@ from frugalvlm.exits import Reader
 from frugalvlm.methods import EarlyExit
 from frugalvlm.methods.early_exit import Gate, KVCopy
 from frugalvlm.study import records, stats
-from frugalvlm.study.readings import PARTS, Answered, Readings, generate, read, word_parts
+from frugalvlm.study.readings import (
+    PARTS,
+    Answered,
+    Readings,
+    ends,
+    generate,
+    no_padding,
+    read,
+    word_parts,
+)
 from frugalvlm.study.records import Record
 from frugalvlm.study.runs import (
     BATCH_SIZE,
@@ -61,6 +70,8 @@ COPIES: tuple[KVCopy, ...] = ("hidden", "keys_values", "recompute")
 EAGER = 0.5  # the confidence threshold at which copying is judged: it skips most
 BINS = (1, 8, 16, 32, 64)  # places in an answer, counted from 0, between which agreement is shown
 ITEMS = 100  # answers per source, at most
+
+Decoded = tuple[Tensor, Tensor]  # what is said and after which block, [batch, places] both
 
 
 @dataclass(eq=False)
@@ -125,6 +136,8 @@ def run(
         ),
     }
     made = []
+    if not setting.timed:
+        del steps["time"]
     for name, (more, step) in steps.items():
         request = {**shared, "analysis": name, **more}
         reporter.start(f"early exit: {name}", len(sources))
@@ -268,27 +281,45 @@ def _gate(
 
 
 @torch.inference_mode()
-def forced(
-    model: PreTrainedModel, batch: Answered, method: EarlyExit
-) -> tuple[np.ndarray, np.ndarray]:
-    """Feed the untouched model's answers back one by one; what is said, and after which block.
+def begin(model: PreTrainedModel, batch: Answered) -> tuple[Tensor, DynamicCache]:
+    """First tokens [batch] and the prompt's cache. Prompts never exit: one pass for all methods."""
+    positions = (batch.inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)  # as generate counts
+    out = model(**batch.inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
+    return out.logits[:, -1].argmax(-1), out.past_key_values
 
-    Both are [batch, places]; the first token comes from the prompt's pass, which never exits.
+
+@torch.inference_mode()
+def decode(
+    model: PreTrainedModel, batch: Answered, method: EarlyExit,
+    begun: tuple[Tensor, DynamicCache], places: int, force: bool,
+) -> Decoded:  # fmt: skip
+    """What is said with early exits, and after which block.
+
+    Args:
+        model: the untouched model.
+        batch: prompts, and the untouched model's answers.
+        method: the exits.
+        begun: what `begin` gave; as before afterwards.
+        places: tokens per answer, at most.
+        force: the untouched model's answers are fed back, not what is said.
     """
-    mask = batch.inputs["attention_mask"]
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)  # as generate counts them
+    (token, cache), mask = begun, batch.inputs["attention_mask"]
+    position = mask.sum(-1, keepdim=True)
+    said, ended = [token], ends(model, token)
     with method.on(model) as trace:
-        out = model(**batch.inputs, position_ids=positions, use_cache=True, logits_to_keep=1)
-        said = [out.logits[:, -1].argmax(-1)]
-        for place in range(batch.ids.shape[1] - 1):
+        while len(said) < places and (force or not ended.all()):
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
+            token = batch.ids[:, len(said) - 1] if force else said[-1]
             out = model(
-                input_ids=batch.ids[:, place : place + 1], attention_mask=mask,
-                position_ids=positions[:, -1:] + 1 + place, past_key_values=out.past_key_values,
+                input_ids=token[:, None], attention_mask=mask,
+                position_ids=position + len(said) - 1, past_key_values=cache,
             )  # fmt: skip
             said.append(out.logits[:, -1].argmax(-1))
-    full = [[trace.decoder_layers] * len(mask)]
-    return torch.stack(said, 1).cpu().numpy(), np.array(full + trace.exits).T
+            ended |= ends(model, said[-1])
+    if len(said) > 1:
+        cache.crop(1 - len(said))
+    left = [[trace.decoder_layers] * len(mask), *trace.exits]
+    return torch.stack(said, 1), torch.tensor(left, device=mask.device).T
 
 
 def decoding(source: Source) -> dict[str, Any]:
@@ -296,10 +327,18 @@ def decoding(source: Source) -> dict[str, Any]:
     untouched = source.texts([(b.items, b.ids) for b in source.answers])
     plan = [EarlyExit(gate, t) for gate, swept in GATES.items() for t in swept]
     plan += [EarlyExit("confidence", t, c) for c in COPIES[1:] for t in GATES["confidence"]]
+    forced: dict[EarlyExit, list[Decoded]] = {method: [] for method in plan}
+    free: dict[EarlyExit, list[Decoded]] = {method: [] for method in plan}
+    for batch in source.answers:
+        begun = begin(source.model, batch)
+        for method in plan:
+            args = source.model, batch, method, begun
+            forced[method].append(decode(*args, batch.ids.shape[1], force=True))
+            free[method].append(decode(*args, source.max_new_tokens, force=False))
     rows, halves = [], {}
     for method in plan:
-        row, half = _forced_row(source, method)
-        rows.append(row | _free_row(source, method, untouched))
+        row, half = _forced_row(source, method, forced[method])
+        rows.append(row | _free_row(source, free[method], untouched))
         if method.gate == "confidence" and method.threshold == EAGER:
             halves[method.kv_copy] = half
     return {
@@ -310,19 +349,20 @@ def decoding(source: Source) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _forced_row(source: Source, method: EarlyExit) -> tuple[dict[str, Any], np.ndarray]:
+def _forced_row(
+    source: Source, method: EarlyExit, decoded: Sequence[Decoded]
+) -> tuple[dict[str, Any], np.ndarray]:
     """Agreement at each place behind the untouched model's text; hits and tokens by half answer."""
     where, place, length, exits, right = [], [], [], [], []
-    for batch in source.answers:
-        said, left = forced(source.model, batch, method)
+    for batch, (said, left) in zip(source.answers, decoded, strict=True):
         real = batch.real.cpu().numpy()
         real[:, 0] = False  # never exits
         line, column = real.nonzero()
         where.append(batch.items[line])
         place.append(column)
         length.append(batch.real.sum(1).cpu().numpy()[line])
-        exits.append(left[real])
-        right.append((said == batch.ids.cpu().numpy())[real])
+        exits.append(left.cpu().numpy()[real])
+        right.append((said == batch.ids).cpu().numpy()[real])
     w, p, n, e, r = (np.concatenate(parts) for parts in (where, place, length, exits, right))
     items, ones = len(source.rows), np.ones(len(w))
     late = p > n / 2
@@ -339,16 +379,17 @@ def _forced_row(source: Source, method: EarlyExit) -> tuple[dict[str, Any], np.n
     return row, per_item(w, items, r & ~late, ~late, r & late, late)
 
 
-def _free_row(source: Source, method: EarlyExit, untouched: Sequence[str | None]) -> dict[str, Any]:
+def _free_row(
+    source: Source, decoded: Sequence[Decoded], untouched: Sequence[str | None]
+) -> dict[str, Any]:
     """Answers as they come out, exits and all, and their score where there is one."""
     answers, layers, tokens = [], 0, 0
-    for batch in source.answers:
-        with method.on(source.model) as trace:
-            ids, real = generate(source.model, batch.inputs, source.max_new_tokens)
-        answers.append((batch.items, ids))
-        decoded = real[:, 1:].cpu().numpy()
-        layers += int((np.array(trace.exits).T * decoded).sum()) if trace.exits else 0
-        tokens += int(decoded.sum())
+    for batch, (said, left) in zip(source.answers, decoded, strict=True):
+        real = no_padding(ends(source.model, said))
+        padding = source.processor.tokenizer.pad_token_id
+        answers.append((batch.items, said.masked_fill(~real, padding)))
+        layers += int(left[:, 1:][real[:, 1:]].sum())
+        tokens += int(real[:, 1:].sum())
     texts = source.texts(answers)
     same = [a == b for a, b in zip(texts, untouched, strict=True)]
     free: dict[str, Any] = {

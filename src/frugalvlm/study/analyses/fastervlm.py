@@ -43,6 +43,7 @@ from frugalvlm.study.runs import (
     _prepare,
     code_hash,
 )
+from frugalvlm.study.tiles import tiled_runs
 
 if TYPE_CHECKING:
     from frugalvlm.study.reproduce import Options
@@ -61,7 +62,11 @@ def run(
     options: Options,
     reporter: Reporter,
 ) -> list[Record]:
-    """One record, measured or found: curves, `shift` and `dispersion` with intervals."""
+    """One record, measured or found: curves, `shift` and `dispersion` with intervals.
+
+    The runs of the table about pictures in tiles are made, too; see `tiles` for their records.
+    """
+    tiled_runs("fastervlm", options, reporter)
     prompts = min(PROMPTS, options.n)
     request = {
         "scale": setting.scale, "model": setting.model_name, "split": setting.split,

@@ -32,10 +32,10 @@ from frugalvlm.lookahead import looking_ahead
 from frugalvlm.methods import LayerReducer, Method, method_class
 from frugalvlm.methods.gsearch import (
     FULL,
-    K_32,
     GSearch,
     GSearchBayes,
     GSearchGreedy,
+    printed_k,
     text_attention,
 )
 from frugalvlm.methods.schedules import at_mean
@@ -67,7 +67,7 @@ CALIBRATION = 24  # dev questions per benchmark; 144 over the six of the table
 TOLERATED = 0.01  # share of calibration answers that may change
 STEP = 1 / 32  # of a keep rate
 TRIALS = 16  # of the Bayesian optimisation, per budget
-K_RANGE = (0.05, 2.0)  # k in 32 layers; scaled to other depths, as K_32 is
+K_RANGE = (0.05, 2.0)  # k in 32 layers; scaled to other depths, as the paper's are
 IMAGES = 100  # prompts whose rankings are compared, at most
 RIVALS = ("random", "fastv", "pyramiddrop", "gsearch")
 DEPTHS = {"InternVL2-1B": 24, "InternVL2-2B": 24, "InternVL2-4B": 32, "InternVL2-8B": 32}
@@ -133,28 +133,32 @@ def g_search(
 
 
 def search_p_sigmoid(
-    effect: Callable[[float], float], decoder_layers: int, trials: int = TRIALS, seed: int = 0
+    effect: Callable[[float], float],
+    decoder_layers: int,
+    first: float,
+    trials: int = TRIALS,
+    seed: int = 0,
 ) -> tuple[float, list[tuple[float, float]]]:
     """Scenario II: the steepness k with the largest effect, by Bayesian optimisation (TPE).
 
     Args:
         effect: of a k, at a mean keep rate that does not change.
-        decoder_layers: to whose depth K_32 and its range are scaled; K_32 is tried first.
+        decoder_layers: to whose depth K_RANGE is scaled.
+        first: the k that is tried first: the paper's.
         trials: how often the effect is asked for.
         seed: of the sampler.
 
     Returns:
         The best k, of equals the first; and every k tried with its effect, in order.
     """
-    scale = 32 / decoder_layers
-    low, high = (k * scale for k in K_RANGE)
+    low, high = (k * 32 / decoder_layers for k in K_RANGE)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         study = optuna.create_study(
             direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed)
         )
-        study.enqueue_trial({"k": K_32 * scale})
+        study.enqueue_trial({"k": first})
         study.optimize(
             lambda trial: effect(trial.suggest_float("k", low, high, log=True)), n_trials=trials
         )
@@ -225,7 +229,7 @@ def search_run(
             kept = GSearchBayes.for_mean(budget, patches, layers).kept_tokens
             k, asked = search_p_sigmoid(
                 lambda k, kept=kept: calibration.agreement(GSearchBayes(kept, k)),  # type: ignore[misc]
-                layers, TRIALS,
+                layers, printed_k(kept / patches, layers), TRIALS,
             )  # fmt: skip
             found[str(budget)] = {
                 "k": k, "agreement": max(value for _, value in asked), "tried": asked,
