@@ -138,6 +138,7 @@ def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(paper, tmp_path, 
         ("vanilla", 144), ("random", 72), ("fastv", 72), ("fastervlm", 72)
     ]  # fmt: skip
     folder = tmp_path / "pocket" / "fastervlm" / tiles.MODEL / "records"
+    assert made[0]["request"]["n"] == 2, "half of n"
     assert len(list(folder.glob("*.json"))) == 4
     assert not (tmp_path / "pocket" / "fastervlm" / "records").exists()
     assert made[-1]["tokens"]["per_layer"] == [5 * 72] * 12

@@ -9,19 +9,27 @@ count.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
+import torch
+
+from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS
 from frugalvlm.loading import model_hash, models_dir
 from frugalvlm.paths import project_root
+from frugalvlm.pocket.models import IMAGE_TOKEN, SPECS, build_model, build_processor, spec
 from frugalvlm.study import phenomena
 from frugalvlm.study.papers import SCALES, all_papers
 from frugalvlm.study.records import Record, latest, newest_setting, read_records
 from frugalvlm.study.tables import accuracy_table, blueprint_table
-from frugalvlm.study.verdicts import verdict_table, verdicts
+from frugalvlm.study.verdicts import STATUSES, verdict_table, verdicts
 
 __all__ = ["BLOCKS", "ReadmeError", "check", "render", "update", "update_all"]
 
@@ -177,6 +185,50 @@ def _phenomena(results: Path, pins: Mapping[str, str]) -> str:
     return "\n".join([*lines, "", f"Maps from {n} test pictures; 95 % intervals."])
 
 
+def _models(results: Path, pins: Mapping[str, str]) -> str:
+    lines = [
+        "| model | architecture | parameters | visual tokens | right answers | blank picture | n |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in SPECS:
+        path = models_dir() / name / "scores.json"
+        if not path.is_file():
+            continue
+        known = json.loads(path.read_text())
+        suite = [s for id, s in known.items() if id in BENCHMARKS | HD_BENCHMARKS]
+        means = " | ".join(
+            f"{np.mean([s[f'{state}_accuracy'] for s in suite]):.1f} %"
+            for state in ("seeing", "blank")
+        )
+        with torch.device("meta"):
+            model = build_model(name)
+        picture = PIL.Image.new("RGB", (spec(name).side,) * 2)
+        ids = build_processor(name)(images=picture, text=IMAGE_TOKEN)["input_ids"][0]
+        lines.append(
+            f"| [`{name}`](data/models/{name}/README.md) | `{type(model).__name__}` "
+            f"| {model.num_parameters() / 1e6:.1f} M | {ids.count(model.config.image_token_id)} "
+            f"| {means} | {len(suite)} x {suite[0]['n']} |"
+        )
+    return "\n".join(lines)
+
+
+def _claims(results: Path, pins: Mapping[str, str]) -> str:
+    lines = [
+        f"| paper | scale | {' | '.join(STATUSES)} | page |",
+        f"| --- | --- | {' | '.join('---:' for _ in STATUSES)} | --- |",
+    ]
+    for paper in all_papers():
+        for scale in SCALES:
+            if paper.status[scale] != "reproduced":
+                continue
+            made = newest_setting(read_records(results / scale / paper.key / "records"))
+            counts = Counter(v.status for v in verdicts(paper, made, scale))
+            cells = " | ".join(str(counts[status] or "") for status in STATUSES)
+            page = f"[notebook](results/{scale}/{paper.key}/{paper.key}.ipynb)"
+            lines.append(f"| `{paper.key}` | {scale} | {cells} | {page} |")
+    return "\n".join(lines)
+
+
 PHENOMENA = {
     "objects": "The tower looks at objects",
     "stages": "The text reads the image in three stages",
@@ -190,4 +242,6 @@ BLOCKS: Mapping[str, Callable[[Path, Mapping[str, str]], str]] = {
     "verdicts-blueprint": _verdicts("visionzip", "blueprint"),
     "papers": _papers,
     "phenomena": _phenomena,
+    "models": _models,
+    "claims": _claims,
 }

@@ -23,6 +23,8 @@ MODEL, LAYOUT = "pocket-llava-hd", "tiles"
 def tiled_runs(key: str, options: Options, reporter: Reporter | None = None) -> list[Record]:
     """Run, or find, the accuracy of every cell of a paper's layout "tiles".
 
+    Prompts are five times as long as in the main table; half as many questions are asked.
+
     Args:
         key: the paper.
         options: as for the paper's main table; benchmarks by their ids there (without "-hd").
@@ -43,7 +45,7 @@ def tiled_runs(key: str, options: Options, reporter: Reporter | None = None) -> 
         model_name=MODEL,
         model_hash=model_hash(MODEL),
         folder=reproduce.folder_of(key, "pocket") / MODEL / "records",
-        n=options.n,
+        n=-(-options.n // 2),
         device=options.device,
         force=options.force,
         since=options.since,
