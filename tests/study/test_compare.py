@@ -252,7 +252,7 @@ def test_costs_are_those_of_the_record(compared):
     assert line["kv_share"] == pytest.approx(30)
     assert np.isnan(compared.frame().set_index("method").loc["sgl_first_10", "flops"])
     html = compare_tables.cost_table(compared).to_html()
-    for said in ("1 threads", "batches of 8", "counted", "measured", "guided"):
+    for said in ("1 thread,", "batches of 8", "counted", "measured", "guided"):
         assert said in html
 
 

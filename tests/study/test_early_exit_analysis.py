@@ -145,7 +145,8 @@ def test_free_answers_are_those_of_generate(sources, gate, copied):
     begun = analysis.begin(source.model, batch)
     length = begun[1].get_seq_length()
     before = [layer.keys.clone() for layer in begun[1].layers]
-    method = EarlyExit(gate, {"confidence": 0.3, "entropy": 0.6, "patience": 1}[gate], copied)
+    scores = analysis.read(source.model, batch, [gate]).scores[gate][:-1]
+    method = EarlyExit(gate, 1 if gate == "patience" else float(np.median(scores)), copied)
     for places in (2, source.max_new_tokens):  # the second run begins where the first one left off
         said, left = analysis.decode(source.model, batch, method, begun, places, force=False)
         with method.on(source.model) as trace:

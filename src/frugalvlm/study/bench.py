@@ -18,7 +18,7 @@ from frugalvlm.study.runs import code_hash
 __all__ = ["print_bench", "run_score_costs", "run_tax"]
 
 
-def run_tax(device: str = "cpu", rounds: int = 30) -> records.Record:
+def run_tax(device: str = "cpu", rounds: int = 24) -> records.Record:
     """Tax of every method at 16 of 144 tokens (pocket model) and 64 of 576; writes the record.
 
     Args:

@@ -112,13 +112,12 @@ def cost_table(comparison: Comparison) -> Table:
         blocks.append(Block(f"{budget} of {comparison.total} visual tokens asked for", rows))
     base = comparison.untouched
     times = [r["rows"][0]["prefill_ms"]["p50"] for _, r in comparison.timed]
-    drift = (
-        f"Untouched model: {base['flops'] / 1e9:.2f} GFLOPs; prefill {min(times):.0f} to "
-        f"{max(times):.0f} ms per batch over {len(times)} efficiency records, so compare "
-        "speed-ups, not milliseconds, across papers."
-        if base
-        else "No efficiency record yet."
-    )
+    drift = "No efficiency record yet."
+    if base:
+        drift = f"Untouched model: {base['flops'] / 1e9:.2f} GFLOPs, prefill {min(times):.0f} ms"
+        if len(times) > 1:
+            drift += f" to {max(times):.0f} ms in {len(times)} efficiency records"
+        drift += " per batch. Across papers compare speed-ups, not milliseconds."
     return Table(
         title="Cost of a prefill: counted and measured",
         headers=("method", "tokens\nasked/mean", "GFLOPs\n% of untouched", "visual KV\n%",
@@ -199,7 +198,8 @@ def missing_table(comparison: Comparison) -> Table:
 def _clock_text(clock: Mapping[str, Any]) -> str:
     if not clock:
         return "No efficiency record yet."
-    return (f"Times: batches of {clock['batch_size']}, {clock['threads']} threads, "
+    return (f"Times: batches of {clock['batch_size']}, {clock['threads']} "
+            f"thread{'' if clock['threads'] == 1 else 's'}, "
             f"{clock['repeats']} rounds (medians).")  # fmt: skip
 
 

@@ -29,7 +29,7 @@ from frugalvlm.study import phenomena
 from frugalvlm.study.papers import SCALES, all_papers
 from frugalvlm.study.records import Record, latest, newest_setting, read_records
 from frugalvlm.study.tables import accuracy_table, blueprint_table
-from frugalvlm.study.verdicts import STATUSES, verdict_table, verdicts
+from frugalvlm.study.verdicts import STATUSES, all_verdicts, verdict_table, verdicts
 
 __all__ = ["BLOCKS", "ReadmeError", "check", "render", "update", "update_all"]
 
@@ -222,7 +222,7 @@ def _claims(results: Path, pins: Mapping[str, str]) -> str:
             if paper.status[scale] != "reproduced":
                 continue
             made = newest_setting(read_records(results / scale / paper.key / "records"))
-            counts = Counter(v.status for v in verdicts(paper, made, scale))
+            counts = Counter(v.status for v in all_verdicts(paper, made, scale, results))
             cells = " | ".join(str(counts[status] or "") for status in STATUSES)
             page = f"[notebook](results/{scale}/{paper.key}/{paper.key}.ipynb)"
             lines.append(f"| `{paper.key}` | {scale} | {cells} | {page} |")

@@ -13,7 +13,7 @@ from frugalvlm.paths import results_dir
 from frugalvlm.study import records, tables
 from frugalvlm.study.papers import SCALES, Paper, all_papers, load_paper
 from frugalvlm.study.records import Record
-from frugalvlm.study.verdicts import STATUSES, verdict_table, verdicts
+from frugalvlm.study.verdicts import STATUSES, all_verdicts, verdict_table
 
 
 def print_report(
@@ -29,7 +29,7 @@ def print_report(
             console.print(tables.accuracy_table(paper, first.id, made))
             console.print(tables.efficiency_table(made, paper))
             console.print(tables.energy_table(made, paper))
-    console.print(verdict_table(verdicts(paper, made, scale)))
+    console.print(verdict_table(all_verdicts(paper, made, scale)))
 
 
 def print_papers(console: Console | None = None) -> None:
@@ -55,7 +55,7 @@ def print_summary(
 ) -> None:
     """What a reproduction of several papers came to: records and verdicts, paper by paper."""
     console = console or Console()
-    counts = {key: Counter(v.status for v in verdicts(load_paper(key), own, scale))
+    counts = {key: Counter(v.status for v in all_verdicts(load_paper(key), own, scale))
               for key, own in made.items()}  # fmt: skip
     shown = [s for s in STATUSES if any(c[s] for c in counts.values())]
     title = f"{len(made)} papers at the {scale} scale in {seconds / 60:.1f} minutes"
@@ -83,8 +83,11 @@ def print_comparison(console: Console | None = None) -> None:
             "Nothing is recorded yet: run `invoke reproduce --paper visionzip` first."
         )
     for paper in all_papers():
+        if not (results_dir() / "pocket" / paper.key).is_dir():
+            continue
         for layout in paper.tables:
-            if "pocket" in layout.scales and (results_dir() / "pocket" / paper.key).is_dir():
+            asked = {column.id for column in layout.columns}
+            if asked & {r["request"].get("benchmark") for r in made}:
                 console.print(tables.accuracy_table(paper, layout.id, made))
     console.print(tables.efficiency_table(made))
     console.print(tables.energy_table(made))

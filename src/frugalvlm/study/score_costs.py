@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import matplotlib.pyplot as plt
@@ -178,7 +179,7 @@ def arms(score: str, side: int, device: str = "cpu") -> dict[str, Callable[[], T
 
 
 def measure_scores(
-    sides: Sequence[int] = SIDES, repeats: int = 5, warmup: int = 1, device: str = "cpu"
+    sides: Sequence[int] = SIDES, repeats: int = 4, warmup: int = 1, device: str = "cpu"
 ) -> list[dict[str, Any]]:
     """Time and peak memory of every way to get a score, the ways taking turns.
 
@@ -198,8 +199,11 @@ def measure_scores(
         for side in sides:
             runs = arms(score, side, device)
             timed = measure.interleaved_latency(runs, repeats, warmup, device)
-            peaks = {name: measure.peak_memory_bytes(run, device) for name, run in runs.items()}
-            scores = {name: run() for name, run in runs.items()}
+            scores: dict[str, Tensor | None] = {}
+            peaks = {
+                name: measure.peak_memory_bytes(partial(_into, scores, name, run), device)
+                for name, run in runs.items()
+            }
             for name in runs:
                 ratio = measure.ratio(timed[name], timed["none"])
                 rows.append({
@@ -213,6 +217,10 @@ def measure_scores(
                     "difference": _difference(scores[name], scores["maps"]),
                 })  # fmt: skip
     return rows
+
+
+def _into(scores: dict[str, Tensor | None], name: str, run: Callable[[], Tensor | None]) -> None:
+    scores[name] = run()
 
 
 def _difference(found: Tensor | None, expected: Tensor | None) -> float | None:

@@ -21,20 +21,31 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
+from frugalvlm.paths import results_dir
 from frugalvlm.study.display import NONE_PRINTED, Block, Cell, Table
 from frugalvlm.study.guard import Guard
 from frugalvlm.study.papers import QUANTITY_KINDS, SCALES, Claim, Paper, load_paper
-from frugalvlm.study.records import Record, latest, one_setting, select
+from frugalvlm.study.records import (
+    Record,
+    latest,
+    newest_setting,
+    one_setting,
+    read_records,
+    select,
+)
 from frugalvlm.study.scored import Scored, SheetMaker, contrast
 from frugalvlm.study.stats import Estimate, from_sums, share
 
-__all__ = ["STATUSES", "Measured", "Verdict", "decide", "verdict_table", "verdicts"]
+__all__ = [
+    "STATUSES", "Measured", "Verdict", "all_verdicts", "decide", "verdict_table", "verdicts",
+]  # fmt: skip
 
 STATUSES = (
     "reproduced", "same direction", "contradicted", "not significant", "not testable here",
@@ -135,6 +146,27 @@ def verdicts(
     own = select(records, scale=scale)
     evidence = _Evidence(paper, own, scale, benchmarks, guard)
     return [_verdict(paper, claim, scale, evidence) for claim in paper.claims]
+
+
+def all_verdicts(
+    paper: Paper, records: Iterable[Record], scale: str, results: Path | None = None
+) -> list[Verdict]:
+    """As `verdicts`, claims about another embedded model than the records' included.
+
+    Runs with another model lie in a folder of their own, `results/SCALE/KEY/MODEL/records`.
+
+    Args:
+        paper: whose claims.
+        records: of the paper's own folder.
+        scale: "pocket", "blueprint" or "full".
+        results: the folder of results; default: `results_dir()`.
+    """
+    found = verdicts(paper, records, scale)
+    for folder in sorted(((results or results_dir()) / scale / paper.key).glob("*/records")):
+        made = newest_setting(read_records(folder))
+        other = {v.claim.id: v for v in verdicts(paper, made, scale) if v.value is not None}
+        found = [v if v.value is not None else other.get(v.claim.id, v) for v in found]
+    return found
 
 
 def decide(measured: Measured, claim: Claim) -> str:

@@ -227,6 +227,7 @@ def search_run(
         found = {}
         for budget in budgets:
             kept = GSearchBayes.for_mean(budget, patches, layers).kept_tokens
+            assert kept is not None
             k, asked = search_p_sigmoid(
                 lambda k, kept=kept: calibration.agreement(GSearchBayes(kept, k)),  # type: ignore[misc]
                 layers, printed_k(kept / patches, layers), TRIALS,

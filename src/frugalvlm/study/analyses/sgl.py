@@ -229,8 +229,8 @@ def _exit_run(
 
     def measured() -> dict[str, Any]:
         parts = cost["flops"]
-        looks = dict.fromkeys(CRITERIA, parts["guide"] + parts["consistency"])
-        looks["confidence"] = parts["guide"]  # known from the answer itself
+        asking = dict.fromkeys(CRITERIA, parts["guide"] + parts["consistency"])
+        asking["confidence"] = parts["guide"]  # known from the answer itself
         made: dict[str, Any] = {"questions": {}, "curve": []}
         for name, (benchmark, batches) in prepared.items():
             told = _answers(method, batches)
@@ -245,7 +245,8 @@ def _exit_run(
                     made["curve"].append({
                         "benchmark": name, "criterion": criterion, "share": share,
                         "threshold": threshold, "score": found.value, "low": found.low,
-                        "high": found.high, "flops": looks[criterion] + (1 - share) * parts["large"],
+                        "high": found.high,
+                        "flops": asking[criterion] + (1 - share) * parts["large"],
                     })  # fmt: skip
             reporter.advance(1)
         return made
