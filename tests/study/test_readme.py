@@ -1,13 +1,16 @@
 """The README's generated parts: rebuilt from records, the same everywhere, hand edits found."""
 
+import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS, load_benchmark
 from frugalvlm.study import readme, records
-from frugalvlm.study.papers import KEYS
+from frugalvlm.study.papers import KEYS, load_paper
 from frugalvlm.study.readme import ReadmeError
+from frugalvlm.study.verdicts import STATUSES, all_verdicts, verdicts
 
 
 def text(*opens: str) -> str:
@@ -154,3 +157,47 @@ def test_phenomena_of_a_model_are_those_of_its_present_weights(tmp_path: Path) -
     name = CARDS[0].parent.name
     none = readme.render(text(f"phenomena model={name}"), tmp_path)
     assert "Not looked for yet with these weights." in none
+
+
+def test_models_are_listed_with_their_own_scores(tmp_path: Path) -> None:
+    made = readme.render(text("models"), tmp_path)
+    for card in CARDS:
+        scores = json.loads((card.parent / "scores.json").read_text())
+        suite = [s for id, s in scores.items() if id in BENCHMARKS | HD_BENCHMARKS]
+        mean = sum(s["seeing_accuracy"] for s in suite) / len(suite)
+        row = next(line for line in made.splitlines() if f"`{card.parent.name}`" in line)
+        assert f"| {mean:.1f} %" in row
+    assert "| 5.0 M | 144 |" in made
+
+
+def test_claims_are_counted_for_published_papers_only(results: Path, monkeypatch) -> None:
+    made = readme.render(text("claims"), results)
+    row = next(line for line in made.splitlines() if line.startswith("| `visionzip` | pocket"))
+    record_folder = results / "pocket" / "visionzip" / "records"
+    paper = load_paper("visionzip")
+    newest = records.newest_setting(records.read_records(record_folder))
+    counts = Counter(v.status for v in verdicts(paper, newest, "pocket"))
+    assert [int(c.strip() or 0) for c in row.split("|")[3:-2]] == [counts[s] for s in STATUSES]
+    assert "`vlsi`" not in made
+
+
+def test_claims_about_another_model_are_judged_by_its_own_folder(make, tmp_path) -> None:
+    """The record of another model answers a claim that the paper's own records leave open."""
+    paper = load_paper("fastervlm")
+    data = load_benchmark("pocket-textvqa").dataset("test", 12)
+    rows = list(data.remove_columns("image"))
+    own, other = tmp_path / "pocket/fastervlm/records", tmp_path / "pocket/fastervlm/other/records"
+    for folder, pairs in (
+        (own, [("vanilla", 144)]),
+        (other, [("vanilla", 144), ("fastervlm", 72)]),
+    ):
+        for method, budget in pairs:
+            record = make.accuracy(method, budget, "pocket-textvqa", rows=rows, n=12)
+            records.write(folder / f"{method}.json", record)
+    alone = verdicts(paper, records.read_records(own), "pocket")
+    judged = all_verdicts(paper, records.read_records(own), "pocket", tmp_path)
+    assert [v.claim.id for v in judged] == [v.claim.id for v in alone]
+    apart = verdicts(paper, records.read_records(other), "pocket")
+    expected = {v.claim.id: v.status for v in apart if v.value is not None}
+    assert "text-spared-at-half" in expected
+    assert {v.claim.id: v.status for v in judged if v.value is not None} == expected
