@@ -16,7 +16,7 @@ WATTS_PER_THREAD = 4.0
 
 TRAINS = {
     "language": "decoder, on symbolic pictures: the pretrained language model",
-    "tower": "vision tower, on captions and patch labels: the pretrained CLIP",
+    "tower": "vision tower, on captions and patch labels: the pretrained CLIP or SigLIP",
     "align": "projector: LLaVA's feature alignment",
     "instruct": "projector and decoder: LLaVA's visual instruction tuning",
 }

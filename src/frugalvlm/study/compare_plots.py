@@ -60,8 +60,8 @@ def benchmarks_plot(comparison: Comparison) -> Figure:
         for (family, _), own in known.groupby(["family", "label"]):
             own = own.sort_values("tokens")
             error = [own[name] - own[f"{name}_low"], own[f"{name}_high"] - own[name]]
-            ax.errorbar(own["tokens"], own[name], yerr=error, color=colors[family], linewidth=1,
-                        marker=".", elinewidth=0.6, alpha=0.75)  # fmt: skip
+            ax.errorbar(own["tokens"], own[name], yerr=error, color=colors[str(family)],
+                        linewidth=1, marker=".", elinewidth=0.6, alpha=0.75)  # fmt: skip
         _tokens_axis(ax, known, comparison.total)
         ax.set_title(f"{name} (n = {int(known[f'{name}_n'].max())})", fontsize=10, loc="left")
     for ax in axes[len(names) :]:
