@@ -12,7 +12,7 @@ from frugalvlm.errors import KNOWN
 from frugalvlm.loading import WeightsError, models_dir, verify
 from frugalvlm.pocket import recipe, train
 from frugalvlm.pocket.card import _weak as weak
-from frugalvlm.pocket.card import energy
+from frugalvlm.pocket.card import card, energy
 from frugalvlm.pocket.recipe import STAGES, Stage
 from frugalvlm.pocket.train import TrainingError
 
@@ -75,6 +75,20 @@ def test_the_card_and_the_log_tell_the_run(installed):
     assert [e["stage"] for e in log["curve"]] == [s.name for s in PLAN for _ in range(2)]
     assert len(log["sessions"]) == 1
     assert log["sessions"][0]["seconds"] >= log["seconds"] > 0
+
+
+def test_the_card_says_where_a_run_began_and_where_it_left_the_recipe(installed):
+    folder, _ = installed
+    model, _ = load_vlm(NAME)
+    log = json.loads((folder / "training_log.json").read_text())
+    scores = json.loads((folder / "scores.json").read_text())
+    plain = card(NAME, model, scores, log)
+    assert "Training started from" not in plain
+    parent = {"model": "pocket-llava-base", "weights": "0123456789abcdefgh"}
+    told = card(NAME, model, scores, {**log, "parent": parent, "notes": ["It rained."]})
+    assert "weights of `pocket-llava-base` (SHA-256 0123456789abcdef...)" in told
+    assert "\nIt rained.\n" in told
+    assert "<!-- generated: phenomena model=pocket-llava-tiny -->" in told
 
 
 def test_check_passes_on_the_same_recipe(installed):

@@ -32,7 +32,8 @@ def card(
         name: the model's name.
         model: its weights as installed.
         scores: per benchmark, what `train.score` gives.
-        log: what `training_log.json` holds: seed, stages, seconds, sessions, curve.
+        log: what `training_log.json` holds: seed, stages, seconds, sessions, curve; by hand, where
+            a run did not follow the recipe to the letter, `notes` that say so.
     """
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
     side = spec(name).side
@@ -74,6 +75,7 @@ def card(
         *map(_stage_row, log["stages"]),
         "",
         *_started_from(log),
+        *(line for note in log.get("notes", ()) for line in (note, "")),
         f"{log['seconds'] / 60:.0f} minutes of training steps in all, seed {log['seed']}, "
         f"{_machines(log['sessions'])}. The learning curve is in `training_log.json`. "
         f"`invoke train --model {name} --check` retrains the first steps of every stage and "

@@ -309,6 +309,7 @@ def _training_log(run: Path) -> dict[str, Any]:
         "stages": stages,
         "sessions": before["sessions"] + [json.loads(line) for line in lines],
         "curve": before["curve"] + _thinned(list(read_log(run))),
+        **({"notes": before["notes"]} if "notes" in before else {}),
     }
 
 
