@@ -224,7 +224,9 @@ def _claims(results: Path, pins: Mapping[str, str]) -> str:
             made = newest_setting(read_records(results / scale / paper.key / "records"))
             counts = Counter(v.status for v in all_verdicts(paper, made, scale, results))
             cells = " | ".join(str(counts[status] or "") for status in STATUSES)
-            page = f"[notebook](results/{scale}/{paper.key}/{paper.key}.ipynb)"
+            name = f"results/{scale}/{paper.key}/{paper.key}.ipynb"
+            shown = (results / scale / paper.key / f"{paper.key}.ipynb").is_file()
+            page = f"[notebook]({name})" if shown else "records"
             lines.append(f"| `{paper.key}` | {scale} | {cells} | {page} |")
     return "\n".join(lines)
 
