@@ -6,6 +6,7 @@ import torch
 
 from frugalvlm.pocket.models import build_model, build_processor, build_tokenizer
 from frugalvlm.pocket.objectives import (
+    InstructObjective,
     LanguageObjective,
     Scaffold,
     VisualWords,

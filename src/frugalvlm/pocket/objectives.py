@@ -414,7 +414,7 @@ class InstructObjective(_Asking):
         # Symbolic pictures are of one crop: large scenes do not fit.
         if kind < self.text_share and scenes[0].side == IMAGE_SIZE:
             return self.language(scenes, rng)
-        if kind < self.text_share + self.clip_share:
+        if self.text_share <= kind < self.text_share + self.clip_share:
             clips = [make_clip("train", scene.seed) for scene in scenes]
             packs = [[self.encode(q.text, q.answer) for q in clip_questions(c, rng)] for c in clips]
             loss, log = self._loss(clip_features(self.model, clips), packs, rng)
