@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from frugalvlm import load_vlm
 from frugalvlm.errors import KNOWN
-from frugalvlm.loading import WeightsError, models_dir, verify
+from frugalvlm.loading import WeightsError, models_dir, verify, write_hashes
 from frugalvlm.pocket import recipe, train
 from frugalvlm.pocket.card import _weak as weak
 from frugalvlm.pocket.card import card, energy
@@ -129,6 +129,10 @@ def test_check_notices_another_optimiser_and_other_stages(installed, monkeypatch
 def test_more_goes_on_from_the_installed_weights(installed, tmp_path, monkeypatch):
     folder, _ = installed
     before = load_vlm(NAME)[0].state_dict()
+    told = json.loads((folder / "training_log.json").read_text())
+    told |= {"parent": {"model": "another", "weights": "0" * 64}, "notes": ["It rained."]}
+    (folder / "training_log.json").write_text(json.dumps(told))
+    write_hashes(folder)
     words, log = load_file(folder / train.WORDS), (folder / "training_log.json").read_text()
 
     def interrupted(*_, **__):
@@ -158,6 +162,9 @@ def test_more_goes_on_from_the_installed_weights(installed, tmp_path, monkeypatc
     assert longer["curve"][: len(PLAN) * 2] == json.loads(log)["curve"]
     assert len(longer["curve"]) == len(PLAN) * 2 + 2
     assert longer["seconds"] > json.loads(log)["seconds"]
+    # A continuation starts from the model's own weights; where these came from stays true.
+    assert longer["parent"] == told["parent"]
+    assert longer["notes"] == told["notes"]
     assert "reproduce" in train.check(NAME)
 
 

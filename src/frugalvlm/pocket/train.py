@@ -46,7 +46,7 @@ CHECK_STEPS, CHECK_PICTURES = 6, 4  # of every stage; a step, at most
 CHECK_TOLERANCE = 0.005
 
 CHECK, LOG, SCORES, SESSIONS = "check.json", "training_log.json", "scores.json", "sessions.jsonl"
-PARENT = "parent.json"  # the hash of the weights that training started from, where it had a parent
+PARENT = "parent.json"  # name and hash of the weights a first run started from, where it had any
 WORDS = "visual_words.safetensors"  # the part of the scaffold that instruction tuning goes on with
 
 
@@ -183,8 +183,6 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
     processor = build_processor(name)
     save_vlm(model, processor, made)
     log = _training_log(run)
-    if (parent := spec(name).parent) is not None:
-        log["parent"] = {"model": parent, "weights": json.loads((run / PARENT).read_text())}
     _write(made / LOG, log)
     save_file(_visual_words(run), made / WORDS)
     console.print("Recording the first steps of every stage, for `invoke train --check` ...")
@@ -237,8 +235,10 @@ def score(
 def _train(name: str, run: Path, plan: Sequence[Stage], device: str, seed: int) -> Path:
     _has(device)
     _open(run, name, seed, plan)
-    if (parent := spec(name).parent) is not None and not (run / PARENT).exists():
-        _write(run / PARENT, verify(models_dir() / parent)["model.safetensors"])
+    fresh = not (run / LOG).exists() and not (run / PARENT).exists()
+    if fresh and (parent := spec(name).parent) is not None:
+        weights = verify(models_dir() / parent)["model.safetensors"]
+        _write(run / PARENT, {"model": parent, "weights": weights})
     with metered(run, device):
         model = train(name, run, device=device, seed=seed, stages=plan)
     return install(name, model, run)
@@ -309,7 +309,8 @@ def _training_log(run: Path) -> dict[str, Any]:
         "stages": stages,
         "sessions": before["sessions"] + [json.loads(line) for line in lines],
         "curve": before["curve"] + _thinned(list(read_log(run))),
-        **({"notes": before["notes"]} if "notes" in before else {}),
+        **{key: before[key] for key in ("parent", "notes") if key in before},
+        **({"parent": json.loads((run / PARENT).read_text())} if (run / PARENT).exists() else {}),
     }
 
 
