@@ -5,12 +5,11 @@ Nothing here calls the kit's views, hosts, methods' `reduce` / `keep`, or surger
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from reference_baselines import BASELINES, baseline_tokens
-from reference_inside import INSIDE, aim_states, aim_tokens, inside_logits
+from reference_inside import INSIDE, aim_states, aim_tokens, hiding, inside_logits
 from reference_schedules import scheduled_logits
 from tiny_hosts import (
     IMAGE,
@@ -278,30 +277,9 @@ def sgl_scores(
     return scores
 
 
-@contextmanager
 def hidden_keys(model: Any, dropped: list[int], from_layer: int) -> Any:
-    """The untouched model, with keys hidden from a layer on by a 4-D mask."""
-
-    def hook(layer: int) -> Any:
-        def replace(module: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            length = args[0].shape[1]
-            mask = torch.ones(length, length, dtype=torch.bool).tril()
-            if layer >= from_layer:
-                mask[:, dropped] = False
-                mask |= torch.eye(length, dtype=torch.bool)  # no query without any key
-            return args, {**kwargs, "attention_mask": mask[None, None]}
-
-        return replace
-
-    layers = model.model.language_model.layers
-    handles = [
-        layer.register_forward_pre_hook(hook(i), with_kwargs=True) for i, layer in enumerate(layers)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    """The untouched model, with keys hidden from a layer on; every query still sees itself."""
+    return hiding(model, {from_layer: dropped}, see_themselves=True)
 
 
 @torch.no_grad()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-from reference import embeddings
-from reference_schedules import Choose, masked_run
-from tiny_hosts import PATCHES, Picture, model_for, prompt
+from reference_schedules import Choose
+from schedule_checks import check_logits, logits_by_loops, logits_by_method
+from tiny_hosts import PATCHES, model_for
 from torch import Tensor
 
 from frugalvlm.methods import FastV, GSearch
@@ -18,10 +19,13 @@ from frugalvlm.methods.gsearch import K_32, LLAVA_15_7B, p_sigmoid, printed_k
 from frugalvlm.study.papers import load_paper
 from frugalvlm.views import BudgetError, LayerView, Shape, Text, UnsupportedError
 
-ROWS = [[[3, Picture(seed), 4]] for seed in range(30, 36)]
 SCHEDULE = (16, 16, 10, 4)
 RATES = (1.0, 1.0, 0.66, 0.3)  # 0.66 of 16 is 10.56, 0.3 is 4.8: both are rounded down
 SHAPE = Shape(576, (24, 24), 32, True)
+RULE = (
+    "the text's mean attention in the layer before, among tokens still there, floor(r_i N) of "
+    "them, positions kept"
+)
 
 
 def chooser(
@@ -51,31 +55,14 @@ def chooser(
 
 
 def by_loops(host: str, renumber: bool = False, **mistake: Any) -> list[Tensor]:
-    """Last-token logits of six prompts."""
-    model, answer = model_for(host), []
-    for (row,) in ROWS:
-        embeds, (places,) = embeddings(GSearch(), model, host, row, [])
-        choose = chooser(places, embeds.shape[1], **mistake)
-        answer.append(masked_run(model, embeds, choose, renumber)[0][-1])
-    return answer
-
-
-def check(answer: list[Tensor], host: str) -> None:
-    for logits, expected in zip(answer, by_loops(host), strict=True):
-        torch.testing.assert_close(
-            logits, expected, rtol=1e-9, atol=1e-9,
-            msg=lambda m: "the text's mean attention in the layer before, among tokens still "
-            f"there, floor(r_i N) of them, positions kept: {m}",
-        )  # fmt: skip
+    return logits_by_loops(host, partial(chooser, **mistake), renumber)
 
 
 @pytest.mark.parametrize("host", ["llava_clip", "llava_gqa"])
 def test_logits_are_those_of_the_paper(host):
-    model, answer = model_for(host), []
-    with GSearch(rates=RATES).on(model) as trace, torch.no_grad():
-        answer = [model(**prompt(host, rows)).logits[0, -1] for rows in ROWS]
+    answer, trace = logits_by_method(GSearch(rates=RATES), host)
     assert trace.tokens_per_layer == list(SCHEDULE)
-    check(answer, host)
+    check_logits(answer, by_loops(host), RULE)
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -95,15 +82,12 @@ MISTAKES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_every_mistake_is_found(mistake, host):
     with pytest.raises(AssertionError, match="the text's mean attention"):
-        check(by_loops(host, **MISTAKES[mistake]), host)
+        check_logits(by_loops(host, **MISTAKES[mistake]), by_loops(host), RULE)
 
 
 def test_the_last_token_alone_is_an_option():
-    model, expected = model_for("llava_clip"), by_loops("llava_clip", rows="last")
-    with GSearch(rates=RATES, queries="last").on(model), torch.no_grad():
-        for rows, logits in zip(ROWS, expected, strict=True):
-            out = model(**prompt("llava_clip", rows)).logits[0, -1]
-            torch.testing.assert_close(out, logits, rtol=1e-9, atol=1e-9)
+    answer, _ = logits_by_method(GSearch(rates=RATES, queries="last"), "llava_clip")
+    check_logits(answer, by_loops("llava_clip", rows="last"), "the last token's attention")
 
 
 def test_by_hand():

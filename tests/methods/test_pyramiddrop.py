@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from reference import embeddings
-from reference_schedules import Choose, masked_run
-from tiny_hosts import Picture, model_for, prompt
+from reference_schedules import Choose
+from schedule_checks import check_logits, logits_by_loops, logits_by_method
+from tiny_hosts import model_for
 from torch import Tensor
 
 from frugalvlm.methods import PyramidDrop
 from frugalvlm.views import BudgetError, Shape, UnsupportedError
 
-ROWS = [[[3, Picture(seed), 4]] for seed in range(30, 36)]
 SCHEDULE = (16, 9, 5, 3)  # floors of 16 times 0.6, 0.36 and 0.216
 METHOD = PyramidDrop(0.6)
+RULE = (
+    "the last token's attention with the projections behind the cut, floor(N lambda^s) tokens, "
+    "positions renumbered"
+)
 
 
 def chooser(
@@ -39,31 +43,14 @@ def chooser(
 
 
 def by_loops(host: str, renumber: bool = True, **mistake: Any) -> list[Tensor]:
-    """Last-token logits of six prompts."""
-    model, answer = model_for(host), []
-    for (row,) in ROWS:
-        embeds, (places,) = embeddings(METHOD, model, host, row, [])
-        choose = chooser(places, embeds.shape[1], **mistake)
-        answer.append(masked_run(model, embeds, choose, renumber)[0][-1])
-    return answer
-
-
-def check(answer: list[Tensor], host: str) -> None:
-    for logits, expected in zip(answer, by_loops(host), strict=True):
-        torch.testing.assert_close(
-            logits, expected, rtol=1e-9, atol=1e-9,
-            msg=lambda m: "the last token's attention with the projections behind the cut, "
-            f"floor(N lambda^s) tokens, positions renumbered: {m}",
-        )  # fmt: skip
+    return logits_by_loops(host, partial(chooser, **mistake), renumber)
 
 
 @pytest.mark.parametrize("host", ["llava_clip", "llava_gqa"])
 def test_logits_are_those_of_the_released_code(host):
-    model, answer = model_for(host), []
-    with METHOD.on(model) as trace, torch.no_grad():
-        answer = [model(**prompt(host, rows)).logits[0, -1] for rows in ROWS]
+    answer, trace = logits_by_method(METHOD, host)
     assert trace.tokens_per_layer == list(SCHEDULE)
-    check(answer, host)
+    check_logits(answer, by_loops(host), RULE)
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -80,7 +67,7 @@ MISTAKES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_every_mistake_is_found(mistake, host):
     with pytest.raises(AssertionError, match="projections behind the cut"):
-        check(by_loops(host, **MISTAKES[mistake]), host)
+        check_logits(by_loops(host, **MISTAKES[mistake]), by_loops(host), RULE)
 
 
 def test_stages_of_the_released_scripts():

@@ -68,6 +68,21 @@ def _run_under_nbval(source: Path, parameters: dict, tmp_path: Path) -> None:
     assert f"{cells} passed" in done.stdout
 
 
+def _random_model(folder: Path, name: str = "pocket-llava-tiny") -> str:
+    """The folder of a model of random weights, so that a test depends on none that is trained."""
+    torch.manual_seed(0)
+    save_vlm(build_model(name), build_processor(), folder)
+    return str(folder)
+
+
+def _records_of_paper(key: str, models: dict[str, str], tmp_path: Path) -> int:
+    """Runs a paper's notebook small; how many records it left, a figure beside them."""
+    _run_under_nbval(notebooks.paper_notebook(key), {**SMALL, **models}, tmp_path)
+    folder = tmp_path / "results" / "pocket" / key
+    assert (folder / "kept_tokens.png").stat().st_size > 10_000
+    return len(list((folder / "records").glob("*.json")))
+
+
 @pytest.mark.notebook
 def test_training_notebook_runs_under_nbval(tmp_path):
     source = project_root() / "notebooks" / "learn" / "train_a_pocket_vlm.ipynb"
@@ -81,9 +96,8 @@ def test_training_notebook_runs_under_nbval(tmp_path):
 @pytest.mark.notebook
 def test_benchmark_notebook_runs_under_nbval(tmp_path):
     source = project_root() / "notebooks" / "learn" / "the_pocket_benchmarks.ipynb"
-    save_vlm(build_model("pocket-llava-tiny"), build_processor(), tmp_path / "tiny")
     small = {"n": 12, "benchmarks": ["pocket-gqa"], "budgets": [16], "images": 4}
-    _run_under_nbval(source, {**small, "model": str(tmp_path / "tiny")}, tmp_path)
+    _run_under_nbval(source, {**small, "model": _random_model(tmp_path / "tiny")}, tmp_path)
     records = list((tmp_path / "results/pocket/benchmarks/records").glob("*.json"))
     # Untouched, blank and four choices; seven exits of eight layers; the attention maps.
     assert len(records) == 2 + 4 + 7 + 1
@@ -91,52 +105,37 @@ def test_benchmark_notebook_runs_under_nbval(tmp_path):
 
 @pytest.mark.notebook
 def test_visionzip_notebook_runs_under_nbval(tmp_path):
-    results = tmp_path / "results"
-    _run_under_nbval(notebooks.paper_notebook("visionzip"), SMALL, tmp_path)
-    records = list((results / "pocket" / "visionzip" / "records").glob("*.json"))
+    records = _records_of_paper("visionzip", {}, tmp_path)
     # Two benchmarks, vanilla and four methods, one budget; efficiency and attention.
-    assert len(records) == 2 * 5 + 2
-    assert (results / "pocket" / "visionzip" / "kept_tokens.png").stat().st_size > 10_000
+    assert records == 2 * 5 + 2
 
 
 @pytest.mark.notebook
 def test_fastervlm_notebook_runs_under_nbval(tmp_path):
-    torch.manual_seed(0)
-    save_vlm(build_model("pocket-llava-tiny"), build_processor(), tmp_path / "tiny")
-    small = {**SMALL, "model": str(tmp_path / "tiny")}
-    _run_under_nbval(notebooks.paper_notebook("fastervlm"), small, tmp_path)
-    records = tmp_path / "results" / "pocket" / "fastervlm" / "records"
+    models = {"model": _random_model(tmp_path / "tiny")}
+    records = _records_of_paper("fastervlm", models, tmp_path)
     # Two benchmarks, vanilla and nine methods, one budget; efficiency, attention, the analysis.
-    assert len(list(records.glob("*.json"))) == 2 * 10 + 3
-    assert (records.parent / "kept_tokens.png").stat().st_size > 10_000
+    assert records == 2 * 10 + 3
 
 
 @pytest.mark.notebook
 def test_sgl_notebook_runs_under_nbval(tmp_path):
-    """With models of random weights, so that it depends on none that is trained."""
-    for key, name in (("model", "pocket-llava-tiny"), ("guide", "pocket-llava-small")):
-        torch.manual_seed(0)
-        save_vlm(build_model(name), build_processor(), tmp_path / key)
-    folders = {key: str(tmp_path / key) for key in ("model", "guide")}
-    _run_under_nbval(notebooks.paper_notebook("sgl"), {**SMALL, **folders}, tmp_path)
-    records = tmp_path / "results" / "pocket" / "sgl" / "records"
+    models = {
+        "model": _random_model(tmp_path / "model"),
+        "guide": _random_model(tmp_path / "guide", "pocket-llava-small"),
+    }
+    records = _records_of_paper("sgl", models, tmp_path)
     # Two benchmarks: vanilla and four methods, SGL at the smallest budget, its twelve variants, its
     # guide and three exits; efficiency and attention; three analyses.
-    assert len(list(records.glob("*.json"))) == 2 * (5 + 1 + 12 + 4) + 2 + 3
-    assert (records.parent / "kept_tokens.png").stat().st_size > 10_000
+    assert records == 2 * (5 + 1 + 12 + 4) + 2 + 3
 
 
 @pytest.mark.notebook
 def test_aim_notebook_runs_under_nbval(tmp_path):
-    """With a model of random weights, so that it depends on none that is trained."""
-    torch.manual_seed(0)
-    save_vlm(build_model("pocket-llava-tiny"), build_processor(), tmp_path / "tiny")
-    small = {**SMALL, "model": str(tmp_path / "tiny")}
-    _run_under_nbval(notebooks.paper_notebook("aim"), small, tmp_path)
-    records = tmp_path / "results" / "pocket" / "aim" / "records"
+    models = {"model": _random_model(tmp_path / "tiny")}
+    records = _records_of_paper("aim", models, tmp_path)
     # Two benchmarks: vanilla, five methods and three of the ablation; efficiency and attention.
-    assert len(list(records.glob("*.json"))) == 2 * (1 + 5 + 3) + 2
-    assert (records.parent / "kept_tokens.png").stat().st_size > 10_000
+    assert records == 2 * (1 + 5 + 3) + 2
 
 
 def _notebook(folder: Path, cell: str, kernel: str = "python3") -> Path:

@@ -1,16 +1,20 @@
-"""Made-up records and benchmarks for the tests of what consumes records."""
+"""Made-up records and benchmarks, a tiny model, and the printed numbers that claims quote."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
-from frugalvlm.study.papers import load_paper
+from frugalvlm.loading import load_vlm, save_vlm
+from frugalvlm.pocket.models import build_model, build_processor
+from frugalvlm.study.papers import Paper, load_paper
 from frugalvlm.study.records import request_hash
 
 COLUMNS = ("pocket-gqa", "pocket-pope", "pocket-mme", "pocket-textvqa", "pocket-sqa",
@@ -187,3 +191,44 @@ class Maker:
 @pytest.fixture(scope="session")
 def make() -> Maker:
     return Maker()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of random weights; a module may have one of its own."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_vlm(build_model("pocket-llava-tiny"), build_processor(), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(folder: Path) -> tuple[Any, Any]:
+    """The model in `folder`, and its processor."""
+    return load_vlm(str(folder))
+
+
+@dataclass(frozen=True)
+class Quoted:
+    """Numbers of one of a paper's tables; one that is not there is an error."""
+
+    paper: Paper
+    table: str
+    columns: Sequence[str | None]
+
+    def value(self, method: str, kept: int, benchmark: str | None) -> float:
+        number = self.paper.reported(
+            table=self.table, method=method, tokens=kept, benchmark=benchmark
+        )
+        assert number is not None
+        return number
+
+    def over_columns(self, method: str, kept: int) -> float:
+        """Mean percentage of the numbers with all 576 tokens."""
+        ratios = [self.value(method, kept, c) / self.value("Vanilla", 576, c) for c in self.columns]
+        return 100 * sum(ratios) / len(ratios)
+
+
+@pytest.fixture(scope="session")
+def quoted() -> type[Quoted]:
+    return Quoted

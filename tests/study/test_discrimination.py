@@ -7,9 +7,7 @@ import pytest
 import torch
 
 from frugalvlm.benchmarks import BENCHMARKS, load_benchmark
-from frugalvlm.loading import load_vlm, save_vlm
 from frugalvlm.methods import Downsample, FasterVLM, Random, Vanilla
-from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.pocket.scenes import Plate, Scene, Thing, make_scene
 from frugalvlm.study import discrimination as study
 from frugalvlm.study import runs
@@ -26,19 +24,6 @@ from frugalvlm.study.tower_once import tower_once
 from frugalvlm.views import UnsupportedError
 
 GRID = (12, 12)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_vlm(build_model("pocket-llava-tiny"), build_processor(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load_vlm(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +132,7 @@ def test_a_batch_equals_its_prompts_one_by_one(tiny, batches):
     place = {row["question_id"]: i for i, row in enumerate(batches.rows)}
     for row, i in enumerate(ids[:4]):
         one = data[place[i]]
-        alone = runs._prepare(processor, [one["image"]], [one["question"]], "cpu")
+        alone = runs.prepare(processor, [one["image"]], [one["question"]], "cpu")
         with oracle([i]).on(model), torch.no_grad():
             logits = model(**alone).logits[0, -1]
         torch.testing.assert_close(together[row], logits, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import shutil
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -414,22 +415,11 @@ def test_efficiency_layout_resolves(visionzip: Paper) -> None:
         _ = visionzip.table("blueprint").model
 
 
-def test_retention_claims_quote_the_table(visionzip: Paper) -> None:
+def test_retention_claims_quote_the_table(visionzip: Paper, quoted: Any) -> None:
     table = visionzip.table("table1")
-    columns = [c.paper_benchmark for c in table.columns]
+    numbers = quoted(visionzip, "Table 1", [c.paper_benchmark for c in table.columns])
+    value, over_columns = numbers.value, numbers.over_columns
     tokens = {Fraction(b.paper_tokens, 576): b.paper_tokens for b in table.budgets}
-
-    def value(method: str, kept: int, benchmark: str | None) -> float:
-        number = visionzip.reported(
-            table="Table 1", method=method, tokens=kept, benchmark=benchmark
-        )
-        assert number is not None
-        return number
-
-    def over_columns(method: str, kept: int) -> float:
-        ratios = [value(method, kept, c) / value("Vanilla", 576, c) for c in columns]
-        return 100 * sum(ratios) / len(ratios)
-
     checked = 0
     for claim in visionzip.claims:
         if claim.quantity is None or claim.quantity["kind"] != "retention":

@@ -13,27 +13,13 @@ import torch
 from frugalvlm import methods
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.errors import KNOWN
-from frugalvlm.loading import WeightsError, load_vlm, model_hash, save_vlm, verify
-from frugalvlm.pocket.models import build_model, build_processor
+from frugalvlm.loading import WeightsError, load_vlm, model_hash, verify
 from frugalvlm.study import reproduce as rep
 from frugalvlm.study import runs
 from frugalvlm.study.papers import UnknownPaperError, load_paper
 from frugalvlm.views import BudgetError
 
 N = 40
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    save_vlm(build_model("pocket-llava-tiny"), build_processor(), folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load_vlm(str(folder))
 
 
 @pytest.fixture(scope="module")
