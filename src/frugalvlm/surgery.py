@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from frugalvlm.hosts import Host, host_for
 from frugalvlm.hosts.base import FamilyModule, ImageLayout
-from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
+from frugalvlm.methods.base import EncoderReducer, FrameReducer, LayerReducer, Method
 from frugalvlm.subset import Subset, compose, decode_arguments, hidden_keys, prefill_arguments
 from frugalvlm.trace import Trace
 from frugalvlm.views import EncoderView, Kept, LayerView, Reduced, Text, UnsupportedError
@@ -92,6 +92,7 @@ class _Call:
 
     images: list[ImageLayout] = field(default_factory=list)
     real: Tensor | None = None  # [batch, prompt] not padding; on the CPU
+    clips: bool = False  # videos, whose frames are pooled behind the projector
     pixels: Tensor | None = None
     tower_hidden: Tensor | None = None  # what went into the feature layer's attention
     tower_keys: Tensor | None = None  # its key projection
@@ -250,11 +251,12 @@ class _Session:
         features = kwargs.get("mm_encoder_outputs") or {}
         if all(x is None for x in (pixels, clips, features.get("image"), features.get("video"))):
             return
-        if self.encoder is not None and pixels is None:
+        self.call.clips = pixels is None and clips is not None
+        if self.encoder is not None and pixels is None and not self._reduces_frames:
             raise UnsupportedError(
                 f"{self.encoder.key} works inside the vision tower: pass pixel_values, not "
                 "features computed before, and no video (its frames are pooled behind the "
-                "projector; methods that cut inside the decoder take videos)."
+                "projector; methods that cut inside the decoder or merge frames take videos)."
             )
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.is_compileable:
@@ -280,6 +282,11 @@ class _Session:
                 "are not supported; repeat the prompt in the batch instead."
             )
 
+    @property
+    def _reduces_frames(self) -> bool:
+        """Whether this call's videos are reduced frame by frame, behind the pooling."""
+        return self.call.clips and isinstance(self.encoder, FrameReducer)
+
     def _see_prompt(
         self, kwargs: dict
     ) -> tuple[Bool[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
@@ -304,7 +311,7 @@ class _Session:
     def _see_pixels(self, module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
         """The tower starts: the picture, smaller where the method wants it so."""
         pixels = self.call.pixels = kwargs.get("pixel_values", args[0] if args else None)
-        if not self.call.images or pixels is None:
+        if not self.call.images or self.call.clips or pixels is None:
             return None
         assert self.encoder is not None
         seen = self.encoder.shrink(pixels, self.host.shape.grid)
@@ -327,7 +334,7 @@ class _Session:
     def _reduce(self, module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
         """The projector starts: hand it the reduced tokens only."""
         call, host, (patches, *rest) = self.call, self.host, args
-        if not call.images:
+        if not call.images or call.clips:
             return None
         assert self.encoder is not None
         if call.tower_hidden is None or call.tower_keys is None or call.tower_output is None:
@@ -392,7 +399,9 @@ class _Session:
         call.prefill, call.memory = True, _Memory(length)
         slots = [image.slots for image in call.images]
         if call.projected is not None:
-            kwargs, slots = self._shorten_prompt(embeds, kwargs)
+            kwargs, slots = self._shorten_prompt(embeds, kwargs, self._read_pictures())
+        elif self._reduces_frames:
+            kwargs, slots = self._shorten_prompt(embeds, kwargs, self._read_clips(embeds))
         call.counts, call.slots = tuple(map(len, slots)), slots
         call.embeds = kwargs["inputs_embeds"] if self.cut_at else None
         call.present = call.real if call.present is None else call.present
@@ -406,25 +415,43 @@ class _Session:
             entry.trace._start(call.counts, crops, origins, merged)
         return args, kwargs
 
-    def _shorten_prompt(self, embeds: Tensor, kwargs: dict) -> tuple[dict, list[Tensor]]:
-        """The stream's embeddings, mask and positions, and each image's places in it (CPU)."""
-        call, memory = self.call, self.call.memory
-        assert memory is not None
+    def _read_pictures(self) -> list[Tensor]:
+        """The reduced tokens [kept, width] of every picture, in reading order."""
+        call, features = self.call, []
         assert call.answer is not None
         assert call.projected is not None
-        assert call.real is not None
-        stays, kept_slots, features = call.real.clone(), [], []
         for image in call.images:
             tokens = call.projected[image.crops.start : image.crops.stop].flatten(0, 1)
             order = self._reading_order(image, call.answer)
-            tokens = tokens if order is None else tokens[order]
+            features.append(tokens if order is None else tokens[order])
+        return features
+
+    def _read_clips(self, embeds: Tensor) -> list[Tensor]:
+        """The reduced tokens [kept, width] of every video, and the newline that ends it."""
+        assert isinstance(self.encoder, FrameReducer)
+        features = []
+        for image in self.call.images:
+            whole = embeds[image.row, image.slots.to(embeds.device)]
+            frames, newline = whole[:-1].unflatten(0, (image.tiles[0], -1)), whole[-1:]
+            reduced = self.encoder.reduce_frames(frames, self.host.shape.patches)
+            features.append(torch.cat([reduced.flatten(0, 1), newline]))
+        return features
+
+    def _shorten_prompt(
+        self, embeds: Tensor, kwargs: dict, features: list[Tensor]
+    ) -> tuple[dict, list[Tensor]]:
+        """The stream's embeddings, mask and positions, and each image's places in it (CPU)."""
+        call, memory = self.call, self.call.memory
+        assert memory is not None
+        assert call.real is not None
+        stays, kept_slots = call.real.clone(), []
+        for image, tokens in zip(call.images, features, strict=True):
             gone = len(image.slots) - len(tokens)
             if gone < 0:
                 raise UnsupportedError(
                     f"This image has {len(image.slots)} tokens once its padding is cut away, fewer "
                     f"than the {len(tokens)} to keep; lower the budget or use a square image."
                 )
-            features.append(tokens)
             stays[image.row, image.slots[:gone]] = False
             kept_slots.append(image.slots[gone:])
         stream = Subset.of(stays, tuple(stays.sum(1).tolist()))

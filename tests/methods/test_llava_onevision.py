@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from reference_inside import aim_tokens
 from tiny_hosts import (
     BOS,
     CROP,
@@ -21,7 +22,7 @@ from tiny_hosts import (
 
 from frugalvlm.hosts import host_for
 from frugalvlm.hosts.base import ImageLayout
-from frugalvlm.methods import FastV, Random, Vanilla
+from frugalvlm.methods import AIM, AIMMask, FastV, Random, Vanilla
 from frugalvlm.views import UnsupportedError
 
 FRAMES = 8
@@ -41,7 +42,7 @@ def video(clips=1, frames=FRAMES):
 def test_an_untouched_video_goes_through_unchanged():
     model = model_for("llava_onevision")
     expected = model(**video(2)).logits
-    for method in (Vanilla(), FastV(PATCHES)):
+    for method in (Vanilla(), FastV(PATCHES), AIM.for_budget(PATCHES, PATCHES)):
         with method.on(model):
             assert torch.equal(model(**video(2)).logits, expected)
 
@@ -96,6 +97,64 @@ def test_methods_inside_the_tower_refuse_videos():
     model = model_for("llava_onevision")
     with Random(KEPT).on(model), pytest.raises(UnsupportedError, match="pooled behind the projec"):
         model(**video())
+
+
+def merged_by_hand(model, inputs, kept, across=False):
+    """Embeddings of one video's prompt, each frame (or all of them as one) merged by loops."""
+    features = model.model.get_video_features(inputs["pixel_values_videos"]).pooler_output[0]
+    frames = features[:-1].unflatten(0, (1 if across else FRAMES, -1))
+    merged = [x for frame in frames for *_, x in aim_tokens(frame, frame, kept)]
+    words = model.get_input_embeddings()(inputs["input_ids"][0])
+    visual = inputs["input_ids"][0] == VIDEO
+    first, behind = int(visual.nonzero()[0]), int(visual.nonzero()[-1]) + 1
+    return torch.cat([words[:first], *(x[None] for x in merged), features[-1:], words[behind:]])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_frames_are_merged_behind_the_pooling_and_never_across(kept):
+    model, inputs = model_for("llava_onevision"), video()
+    with AIM(kept * PATCHES // 4, prune=False).on(model) as trace:
+        got = model(**inputs, use_cache=True)
+    assert trace.tokens_per_layer == [FRAMES * kept + 1] * LAYERS
+    embeds = merged_by_hand(model, inputs, kept)
+    assert cache_lengths(got.past_key_values) == [len(embeds)] * LAYERS
+    truth = model(inputs_embeds=embeds[None]).logits[0, -1]
+    torch.testing.assert_close(got.logits[0, -1], truth, rtol=1e-4, atol=1e-6)
+    across = merged_by_hand(model, inputs, kept * FRAMES, across=True)
+    assert len(across) == len(embeds)
+    wrong = model(inputs_embeds=across[None]).logits[0, -1]
+    assert not torch.allclose(got.logits[0, -1], wrong, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [AIM, AIMMask])
+def test_merged_frames_are_pruned_inside_the_decoder(kind):
+    model, inputs = model_for("llava_onevision"), video(2)
+    whole, merged = inputs["input_ids"].shape[1], 2 * FRAMES + 1  # 2 of a frame's 4, and a newline
+    with kind(PATCHES // 2, l1=1, l2=3).on(model) as trace:
+        cache = model(**inputs, use_cache=True).past_key_values
+    left = [merged, merged, merged // 2, 0]
+    assert trace.visible_per_layer == left
+    text = whole - POOLED
+    really = [merged] * LAYERS if kind is AIMMask else left
+    assert cache_lengths(cache) == [text + n for n in really]
+
+
+def test_generate_with_merged_frames_is_the_same_alone_together_and_without_a_cache():
+    model, inputs = model_for("llava_onevision"), video(2)
+    with AIM(PATCHES // 2, l1=1, l2=4).on(model):
+        together = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+        slow = model.generate(**inputs, max_new_tokens=4, do_sample=False, use_cache=False)
+        alone = [
+            model.generate(
+                **{name: value[i : i + 1] for name, value in inputs.items()},
+                max_new_tokens=4, do_sample=False,
+            )[0]
+            for i in range(2)
+        ]  # fmt: skip
+    assert torch.equal(together, slow)
+    assert torch.equal(together, torch.stack(alone))
 
 
 def test_pictures_and_videos_in_one_batch_are_refused():

@@ -12,13 +12,15 @@ from frugalvlm import measure
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import fastervlm_report, tables, tiles
-from frugalvlm.study.analyses.fastervlm import _eager, curves, dispersion, shift
+from frugalvlm.study import beside, fastervlm_report, tables
+from frugalvlm.study.analyses.fastervlm import curves, dispersion, shift
 from frugalvlm.study.costs import visual_flops
 from frugalvlm.study.papers import Paper, load_paper
 from frugalvlm.study.reproduce import Options, pocket_table, rows_of
+from frugalvlm.study.runs import eager_attention
 from frugalvlm.study.verdicts import verdicts
 
+HD = "pocket-llava-hd"
 CONTROLS = {"random", "uniform", "avgpool", "downsample"}
 
 
@@ -59,22 +61,11 @@ def test_layouts_resolve_to_printed_numbers(paper):
             assert all(b.per_crop * model.crops == b.paper_tokens for b in model.budgets)
 
 
-def test_claims_quote_the_tables(paper):
-    table = paper.table("main")
-    names = [c.paper_benchmark for c in table.columns]
+def test_claims_quote_the_tables(paper, quoted):
+    names = [c.paper_benchmark for c in paper.table("main").columns]
+    numbers = quoted(paper, "main LLaVA-1.5-7B", names)
+    value, over_columns = numbers.value, numbers.over_columns
     tokens = {"1/2": 288, "1/4": 144, "1/10": 58, "1/20": 29}
-
-    def value(method: str, kept: int, benchmark: str | None) -> float:
-        number = paper.reported(
-            table="main LLaVA-1.5-7B", method=method, tokens=kept, benchmark=benchmark
-        )
-        assert number is not None
-        return number
-
-    def over_columns(method: str, kept: int) -> float:
-        return float(np.mean([100 * value(method, kept, c) / value("Vanilla", 576, c)
-                              for c in names]))  # fmt: skip
-
     checked = 0
     for claim in paper.claims:
         q = claim.quantity or {}
@@ -124,20 +115,21 @@ def test_claims_about_tiles_quote_the_table(paper):
 def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(paper, tmp_path, monkeypatch):
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
     options = Options(n=4, benchmarks=("pocket-gqa",), budgets=1)
-    assert tiles.tiled_runs("fastervlm", Options(model="pocket-llava-tiny")) == []
-    monkeypatch.setattr(tiles, "models_dir", lambda: tmp_path / "none")
-    assert tiles.tiled_runs("fastervlm", options) == [], "not installed"
+    other = Options(model="pocket-llava-tiny")
+    assert beside.beside_runs("fastervlm", "tiles", other) == []
+    monkeypatch.setattr(beside, "models_dir", lambda: tmp_path / "none")
+    assert beside.beside_runs("fastervlm", "tiles", options) == [], "not installed"
 
     torch.manual_seed(0)
-    opened = build_model(tiles.MODEL).eval(), build_processor(tiles.MODEL)
-    (tmp_path / "none" / tiles.MODEL).mkdir(parents=True)
-    monkeypatch.setattr(tiles, "load_vlm", lambda name, device: opened)
-    monkeypatch.setattr(tiles, "model_hash", lambda name: "made-up")
-    made = tiles.tiled_runs("fastervlm", options)
+    opened = build_model(HD).eval(), build_processor(HD)
+    (tmp_path / "none" / HD).mkdir(parents=True)
+    monkeypatch.setattr(beside, "load_vlm", lambda name, device: opened)
+    monkeypatch.setattr(beside, "model_hash", lambda name: "made-up")
+    made = beside.beside_runs("fastervlm", "tiles", options)
     assert [(r["request"]["method"]["method"], r["request"]["budget"]) for r in made] == [
         ("vanilla", 144), ("random", 72), ("fastv", 72), ("fastervlm", 72)
     ]  # fmt: skip
-    folder = tmp_path / "pocket" / "fastervlm" / tiles.MODEL / "records"
+    folder = tmp_path / "pocket" / "fastervlm" / HD / "records"
     assert made[0]["request"]["n"] == 2, "half of n"
     assert len(list(folder.glob("*.json"))) == 4
     assert not (tmp_path / "pocket" / "fastervlm" / "records").exists()
@@ -205,7 +197,7 @@ def test_curves_are_those_of_the_released_script(host):
     rows = [(2, Picture(1), 4), (5, Picture(2), 7)]
     inputs = prompt(host, [list(row) for row in rows], dtype=torch.float32)
     model = model_for(host, "sdpa", torch.float32)
-    with torch.no_grad(), _eager(model):
+    with torch.no_grad(), eager_attention(model):
         found = curves(host_for(model), inputs)
     assert host_for(model).language_model.config._attn_implementation == "sdpa"
     for i, (before, picture, after) in enumerate(rows):

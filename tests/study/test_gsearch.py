@@ -173,7 +173,7 @@ def test_rankings_are_those_of_the_eager_maps(made):
     assert np.shape(ranking["neighbours"]) == (6, 7)
     benchmark = load_benchmark("pocket-gqa")
     row = benchmark.dataset("test", 6 * benchmark.per_image)[0]
-    inputs = runs._prepare(processor, [row["image"]], [row["question"]], "cpu")
+    inputs = runs.prepare(processor, [row["image"]], [row["question"]], "cpu")
     vlm.set_attn_implementation("eager")
     try:
         with torch.no_grad():

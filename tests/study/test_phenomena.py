@@ -11,7 +11,7 @@ from scipy.stats import kendalltau
 
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.hosts import host_for
-from frugalvlm.loading import load_vlm, save_vlm
+from frugalvlm.loading import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.study import benchmark_plots, phenomena, runs
 from frugalvlm.study.controls import NoImageAfter
@@ -32,11 +32,6 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save_vlm(model, build_processor(), folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def tiny(folder):
-    return load_vlm(str(folder))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +118,7 @@ def test_tau_is_scipys_with_ties_too():
 
 def test_shares_are_sums_of_the_attention_map(tiny, inputs):
     model, host = tiny[0], host_for(tiny[0])
-    with torch.no_grad(), phenomena._eager(model, host):
+    with torch.no_grad(), runs.eager_attention(model):
         shares, tau = phenomena._decoder_shares(host, inputs)
         maps = model(**inputs, output_attentions=True).attentions
     assert len(maps) == LAYERS
@@ -146,7 +141,7 @@ def test_tower_shares_count_object_patches_only(tiny, inputs):
     model, host = tiny[0], host_for(tiny[0])
     objects = torch.zeros(len(inputs["pixel_values"]), 144, dtype=torch.bool)
     objects[:, [3, 77]] = True
-    with torch.no_grad(), phenomena._eager(model, host):
+    with torch.no_grad(), runs.eager_attention(model):
         shares = phenomena._tower_shares(host, inputs["pixel_values"], objects)
         maps = host.tower(pixel_values=inputs["pixel_values"], output_attentions=True).attentions
     cls, all_queries = maps[1][2].mean(0)[0, 1:], maps[1][2].mean((0, 1))[1:]
@@ -168,10 +163,10 @@ def test_the_record_holds_every_picture_and_leaves_the_model_alone(made):
 
 
 def test_eager_attention_is_taken_back(tiny):
-    model, host = tiny[0], host_for(tiny[0])
+    model = tiny[0]
     before = [getattr(m.config, "_attn_implementation", None) for m in model.modules()
               if hasattr(m, "config")]  # fmt: skip
-    with pytest.raises(RuntimeError, match="stop"), phenomena._eager(model, host):
+    with pytest.raises(RuntimeError, match="stop"), runs.eager_attention(model):
         raise RuntimeError("stop")
     assert before == [getattr(m.config, "_attn_implementation", None) for m in model.modules()
                       if hasattr(m, "config")]  # fmt: skip

@@ -11,6 +11,7 @@ from frugalvlm.benchmarks.base import Sheet, mean_sheet
 from frugalvlm.study.stats import (
     interval,
     mean_difference,
+    mean_interval,
     mean_retention,
     paired_difference,
     paired_retention,
@@ -221,3 +222,14 @@ def test_two_thousand_draws_of_three_hundred_pictures_are_quick():
         interval(s)
         times.append(time.perf_counter() - start)
     assert min(times) < 0.25  # about 0.01 s on an idle laptop core; leaves room for a busy one
+
+
+@pytest.mark.parametrize("shape", [(30,), (30, 4)])
+def test_interval_of_a_mean_is_that_of_means_over_drawn_pictures(shape):
+    values = np.random.default_rng(3).normal(size=shape)
+    drawn = np.random.default_rng(0).integers(30, size=(2000, 30))
+    mean, low, high = mean_interval(values.tolist())
+    assert mean == pytest.approx(values.mean(0))
+    assert np.stack([low, high]) == pytest.approx(
+        np.quantile(values[drawn].mean(1), [0.025, 0.975], axis=0)
+    )

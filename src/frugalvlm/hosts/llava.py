@@ -5,7 +5,8 @@ itself un-pads the tiles and adds newline tokens. Reduced tokens take no newline
 as in the released code of the encoder-side methods: base crop first, then the tiles' patches in
 raster order of the stitched picture, then [CLS] per tile, then merged tokens tile by tile.
 LLaVA-OneVision: pictures as in LLaVA-NeXT, unless a prompt shows several; videos with frames that
-the model pools behind the projector, so that only methods inside the decoder can shorten them.
+the model pools behind the projector: only methods inside the decoder can shorten them, and those
+that reduce pooled frames.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every method of the kit, by name. Adding one: a file, a class, a line here."""
 
-from frugalvlm.methods.aim import AIM, AIMMask
+from frugalvlm.methods.aim import AIM, AIMEarly, AIMMask, AIMMerge, AIMVideo
 from frugalvlm.methods.avgpool import AvgPool
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.divprune import DivPrune
@@ -28,12 +28,18 @@ METHODS: dict[str, type[Method]] = {
         SparseVLM, SparseVLMRank, SGL,
     )
 }  # fmt: skip
+# What papers compare with themselves in ablations: known by name, but no methods of their own.
+VARIANTS: dict[str, type[Method]] = {kind.key: kind for kind in (AIMMerge, AIMEarly, AIMVideo)}
 
 __all__ = [
     "AIM",
     "METHODS",
     "SGL",
+    "VARIANTS",
+    "AIMEarly",
     "AIMMask",
+    "AIMMerge",
+    "AIMVideo",
     "AvgPool",
     "DivPrune",
     "Downsample",
@@ -59,11 +65,13 @@ __all__ = [
 
 
 def method_class(key: str) -> type[Method]:
-    """The class of a method.
+    """The class of a method, or of a variant.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones.
     """
+    if key in VARIANTS:
+        return VARIANTS[key]
     if key not in METHODS:
         raise ValueError(f"Unknown method '{key}'. Known methods: {', '.join(METHODS)}.")
     return METHODS[key]

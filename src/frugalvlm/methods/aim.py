@@ -5,12 +5,13 @@ then a PageRank over each middle layer's own attention decides which visual toke
 the last layers see none. Text tokens always stay.
 
 Paper: Zhong et al., arXiv:2412.03248 (ICCV 2025). Code read: LaVi-Lab/AIM at edc24e9, the image
-model (`clip_encoder.py` and `modeling_llama.py` in `other_packages/LLaVA-PruMerge`) and
-`llava/model/token_merge.py`.
+model (`clip_encoder.py` and `modeling_llama.py` in `other_packages/LLaVA-PruMerge`), the video
+model (`llava_arch.py`) and `llava/model/token_merge.py`.
 
 Merging, per crop (image, tile, or frame), in rounds of at most half until `kept_tokens` are left:
 1. Metric: keys of the tower layer behind the features, heads side by side; the features themselves
-   where there is no such layer. It is merged along with the features.
+   where there is no such layer, and in videos, whose frames are merged behind projector and
+   pooling. It is merged along with the features.
 2. Tokens at even places are sources, at odd places destinations (of the flattened grid).
 3. Each source looks for its most similar destination (cosine); the r best pairs are merged.
 4. A destination becomes the plain mean of itself and its sources, however much these stand for.
@@ -25,9 +26,9 @@ Pruning, before each decoder layer l in l1 + 1 .. l2 (0-based):
 Complexity: merging (tokens / 2)^2 products a round; PageRank one attention map per pruned layer,
 in chunks of rows, so O(length) memory; from two chunks on it is computed anew in each step.
 Deviations: pruned tokens really leave the sequence (the released code hides them with masks:
-`aim_mask`), so they neither hold nor send mass in later layers. LLaVA-OneVision's frames, merged
-behind the projector and its 2 x 2 pooling, are not here: merging acts before the projector. For
-depths other than 32, l1 and l2 are the image model's 13 and 21 in proportion.
+`aim_mask`), so they neither hold nor send mass in later layers. The budget of a pooled frame is the
+share that `kept_tokens` is of an unpooled crop, rounded down as in the code. For depths other than
+32, l1 and l2 are the image model's 13 and 21 in proportion (the video model's: `AIMVideo`).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from frugalvlm.methods.base import EncoderReducer, LayerReducer, check_budget
+from frugalvlm.methods.base import FrameReducer, LayerReducer, check_budget
 from frugalvlm.views import (
     MERGED_SOURCE,
     EncoderView,
@@ -57,7 +58,7 @@ CHUNK = 256  # query rows whose attention is held at once
 
 
 @dataclass(frozen=True)
-class AIM(EncoderReducer, LayerReducer):
+class AIM(FrameReducer, LayerReducer):
     """Merge each crop to `kept_tokens`, then prune to none between layers `l1` and `l2`."""
 
     key: ClassVar[str] = "aim"
@@ -72,7 +73,7 @@ class AIM(EncoderReducer, LayerReducer):
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
         """The budget is what enters the language model; all tokens: neither merging nor pruning."""
         check_budget(kept_tokens, total_tokens)
-        return cls(kept_tokens, prune=kept_tokens < total_tokens)
+        return cls(kept_tokens, prune=cls.prune and kept_tokens < total_tokens)
 
     def check(self, shape: Shape) -> None:
         """Budget in 1..patches; the schedule needs 0 <= l1 < l2 and a layer to cut at."""
@@ -89,20 +90,19 @@ class AIM(EncoderReducer, LayerReducer):
 
     def reduce(self, view: EncoderView) -> Reduced:
         """Merged tokens, in the order that the rounds leave."""
-        place = torch.arange(view.patch_count, device=view.patches.device)
-        place = place.expand(view.crops, -1)  # the token that each patch has become part of
-        if self.kept_tokens == view.patch_count:
-            return Reduced(view.patches, place)
-        tokens, metric = view.patches, _metric(view)
-        while (count := tokens.shape[1]) > self.kept_tokens:
-            r = min(count - self.kept_tokens, count // 2)
-            goes = _matching(metric, r)
-            tokens, metric = (_means(values, goes, count - r) for values in (tokens, metric))
-            place = goes.gather(1, place)
+        metric = view.patches if self.kept_tokens == view.patch_count else _metric(view)
+        tokens, place = _merge(view.patches, metric, self.kept_tokens)
         members = one_hot(place, tokens.shape[1]).transpose(1, 2)
         alone = members.sum(-1) == 1
         source = members.argmax(-1).masked_fill(~alone, MERGED_SOURCE)
         return Reduced(tokens, source, place.masked_fill(alone.gather(1, place), -1))
+
+    def reduce_frames(
+        self, frames: Float[Tensor, "frames tokens width"], patches: int
+    ) -> Float[Tensor, "frames kept width"]:
+        """Merged tokens of each frame, never across frames; their own metric."""
+        kept = max(1, self.kept_tokens * frames.shape[1] // patches)
+        return _merge(frames, frames, kept)[0]
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
         """Before every layer behind l1, up to l2."""
@@ -147,6 +147,29 @@ class AIMEarly(AIM):
 
     key: ClassVar[str] = "aim_early"
     usual: ClassVar[tuple[float, float]] = (7 / 28, 15 / 28)
+
+
+@dataclass(frozen=True)
+class AIMVideo(AIM):
+    """With the video model's schedule, (14, 22) of 28 layers; not one of the kit's `METHODS`."""
+
+    key: ClassVar[str] = "aim_video"
+    usual: ClassVar[tuple[float, float]] = (14 / 28, 22 / 28)
+
+
+def _merge(
+    tokens: Float[Tensor, "crops tokens width"],
+    metric: Float[Tensor, "crops tokens metric_width"],
+    kept: int,
+) -> tuple[Float[Tensor, "crops kept width"], Int[Tensor, "crops tokens"]]:
+    """Rounds of matching until `kept` are left: these, and the one that each has become part of."""
+    place = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+    while (count := tokens.shape[1]) > kept:
+        r = min(count - kept, count // 2)
+        goes = _matching(metric, r)
+        tokens, metric = (_means(values, goes, count - r) for values in (tokens, metric))
+        place = goes.gather(1, place)
+    return tokens, place
 
 
 def _metric(view: EncoderView) -> Float[Tensor, "crops patches width"]:

@@ -17,31 +17,21 @@ once. Where the cells divide the grid evenly, this is average pooling as usual.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import one_hot
 
-from frugalvlm.methods.base import EncoderReducer, check_budget, grid_cells
-from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced, Shape
+from frugalvlm.methods.base import SizedReducer, grid_cells
+from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced
 
 
 @dataclass(frozen=True)
-class AvgPool(EncoderReducer):
+class AvgPool(SizedReducer):
     """Average the patches of each of `kept_tokens` cells of the crop."""
 
     key: ClassVar[str] = "avgpool"
     kept_tokens: int
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """One cell per token."""
-        check_budget(kept_tokens, total_tokens)
-        return cls(kept_tokens)
-
-    def check(self, shape: Shape) -> None:
-        """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches)
 
     def reduce(self, view: EncoderView) -> Reduced:
         """One token per cell, in raster order of the cells."""

@@ -102,6 +102,42 @@ class EncoderReducer(Method):
         """The tokens to hand over."""
 
 
+class FrameReducer(EncoderReducer):
+    """Takes videos, too, whose frames the model pools behind the projector."""
+
+    @abstractmethod
+    def reduce_frames(
+        self, frames: Float[Tensor, "frames tokens width"], patches: int
+    ) -> Float[Tensor, "frames kept width"]:
+        """The tokens of each frame that the language model reads.
+
+        Args:
+            frames: what it would read of an untouched video, projected and pooled.
+            patches: patch tokens of an untouched crop, to which a budget per crop refers.
+        """
+
+
+@dataclass(frozen=True)
+class SizedReducer(EncoderReducer):
+    """An encoder reducer whose own parameter is the budget: visual tokens per crop.
+
+    Attributes:
+        kept_tokens: what the language model gets, exactly or at most, as the method says.
+    """
+
+    kept_tokens: int
+
+    @classmethod
+    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
+        """The budget as it is; all else as by default."""
+        check_budget(kept_tokens, total_tokens)
+        return cls(kept_tokens)
+
+    def check(self, shape: Shape) -> None:
+        """The budget must be in 1..patches."""
+        check_budget(self.kept_tokens, shape.patches)
+
+
 class LayerReducer(Method):
     """Acts before decoder layers: visual tokens that are dropped are gone from there on.
 

@@ -22,31 +22,21 @@ code can do so when nothing but copies of chosen tokens is left.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import normalize
 
-from frugalvlm.methods.base import EncoderReducer, check_budget
-from frugalvlm.views import EncoderView, Reduced, Shape
+from frugalvlm.methods.base import SizedReducer
+from frugalvlm.views import EncoderView, Reduced
 
 
 @dataclass(frozen=True)
-class DivPrune(EncoderReducer):
+class DivPrune(SizedReducer):
     """Keep the `kept_tokens` most diverse patches of each crop."""
 
     key: ClassVar[str] = "divprune"
     kept_tokens: int  # T
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """T is the budget."""
-        check_budget(kept_tokens, total_tokens)
-        return cls(kept_tokens)
-
-    def check(self, shape: Shape) -> None:
-        """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches)
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

@@ -19,33 +19,23 @@ unprepared, as in any test of this control on LLaVA. A T that is no rectangle is
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from frugalvlm.methods.base import EncoderReducer, check_budget
-from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced, Shape
+from frugalvlm.methods.base import SizedReducer
+from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced
 
 
 @dataclass(frozen=True)
-class Downsample(EncoderReducer):
+class Downsample(SizedReducer):
     """Shrink each crop to at most `kept_tokens` patches before the vision tower."""
 
     key: ClassVar[str] = "downsample"
     kept_tokens: int  # T
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """T is the budget."""
-        check_budget(kept_tokens, total_tokens)
-        return cls(kept_tokens)
-
-    def check(self, shape: Shape) -> None:
-        """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches)
 
     def small_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Rows r and columns c of the shrunk picture."""

@@ -11,33 +11,23 @@ Complexity: O(patches log patches). Deviations: none.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from frugalvlm.methods.base import EncoderReducer, check_budget
-from frugalvlm.views import EncoderView, Reduced, Shape
+from frugalvlm.methods.base import SizedReducer
+from frugalvlm.views import EncoderView, Reduced
 
 
 @dataclass(frozen=True)
-class Random(EncoderReducer):
+class Random(SizedReducer):
     """Keep `kept_tokens` random patches of each crop."""
 
     key: ClassVar[str] = "random"
     kept_tokens: int
     seed: int = 0
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """Keep `kept_tokens` patches."""
-        check_budget(kept_tokens, total_tokens)
-        return cls(kept_tokens)
-
-    def check(self, shape: Shape) -> None:
-        """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches)
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

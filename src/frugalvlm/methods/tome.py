@@ -27,33 +27,23 @@ language model in the order of their first patches.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
-from frugalvlm.methods.base import EncoderReducer, check_budget
-from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced, Shape
+from frugalvlm.methods.base import SizedReducer
+from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced
 
 
 @dataclass(frozen=True)
-class ToMe(EncoderReducer):
+class ToMe(SizedReducer):
     """Merge the patches of each crop into `kept_tokens` tokens."""
 
     key: ClassVar[str] = "tome"
     kept_tokens: int  # T
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """T is the budget."""
-        check_budget(kept_tokens, total_tokens)
-        return cls(kept_tokens)
-
-    def check(self, shape: Shape) -> None:
-        """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches)
 
     def reduce(self, view: EncoderView) -> Reduced:
         """Merged and unmerged tokens in the order of their first patches."""

@@ -16,30 +16,20 @@ bands of 2, 2 and 3), so that every budget is met exactly.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 
-from frugalvlm.methods.base import EncoderReducer, check_budget, grid_cells
-from frugalvlm.views import EncoderView, Reduced, Shape
+from frugalvlm.methods.base import SizedReducer, grid_cells
+from frugalvlm.views import EncoderView, Reduced
 
 
 @dataclass(frozen=True)
-class Uniform(EncoderReducer):
+class Uniform(SizedReducer):
     """Keep the middle patch of each of `kept_tokens` cells of the crop."""
 
     key: ClassVar[str] = "uniform"
     kept_tokens: int
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """One cell per kept token."""
-        check_budget(kept_tokens, total_tokens)
-        return cls(kept_tokens)
-
-    def check(self, shape: Shape) -> None:
-        """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches)
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

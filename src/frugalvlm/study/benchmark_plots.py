@@ -17,9 +17,10 @@ from frugalvlm.benchmarks import BENCHMARKS, load_benchmark
 from frugalvlm.pocket.scenes import make_scene
 from frugalvlm.study.controls import ranked_patches
 from frugalvlm.study.discrimination import LABELS
-from frugalvlm.study.phenomena import HARMLESS, SAME_RANKING, mean_interval, stages
+from frugalvlm.study.phenomena import HARMLESS, SAME_RANKING, stages
 from frugalvlm.study.plots import _MARKERS, _colors, _new_axes, draw_kept_patches
 from frugalvlm.study.records import Record
+from frugalvlm.study.stats import mean_interval
 
 __all__ = [
     "discrimination_plot",

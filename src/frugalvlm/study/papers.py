@@ -248,6 +248,7 @@ class Table:
     """A table in the paper's own layout: rows methods, columns benchmarks, one block a budget.
 
     With ``mean_budgets`` our tokens are a mean over decoder layers, the same for every method.
+    ``pocket_model``: embedded model of the pocket counterpart, where it is not the main table's.
     """
 
     id: str
@@ -261,6 +262,7 @@ class Table:
     paper_table: str | None = None
     note: str = ""
     mean_budgets: bool = False
+    pocket_model: str | None = None
 
     @property
     def model(self) -> LayoutModel:

@@ -14,8 +14,7 @@ attention maps here come from eager attention: this module measures nothing that
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -43,16 +42,17 @@ from frugalvlm.study.runs import (
     Reporter,
     Setting,
     Silent,
-    _found,
-    _name,
-    _parts,
-    _prepare,
     accuracy_run,
+    chunks,
     code_hash,
+    eager_attention,
+    find_run,
+    prepare,
+    write_run,
 )
 from frugalvlm.study.tower_once import tower_once
 
-__all__ = ["findings", "kendall_tau", "mean_interval", "removal_frame", "run", "stages"]
+__all__ = ["findings", "kendall_tau", "removal_frame", "run", "stages"]
 
 IMAGES = 100  # pictures for the attention maps
 OBJECT_SHARE = 0.5  # a patch is an object's when its box covers at least so much of it
@@ -132,7 +132,7 @@ def maps_run(
         "device": torch.device(setting.device).type,
     }  # fmt: skip
     code = code_hash("study/phenomena.py", "study/controls.py")
-    found = _found(setting, "phenomena", request, code)
+    found = find_run(setting, "phenomena", request, code)
     reporter.start("attention maps", images)
     if found is not None:
         reporter.advance(images)
@@ -143,13 +143,13 @@ def maps_run(
     data = data.select(range(0, len(data), benchmark.per_image))
     shares: dict[str, list[Any]] = {}
     tau = torch.zeros(host.shape.decoder_layers, host.shape.decoder_layers)
-    with _eager(model, host):
-        for part in _parts(range(len(data)), BATCH_SIZE):
+    with eager_attention(model):
+        for part in chunks(range(len(data)), BATCH_SIZE):
             scenes = [make_scene(setting.split, data[i]["scene_seed"]) for i in part]  # type: ignore[arg-type]
             covered = torch.tensor(np.stack([coverage(s, host.shape.grid) for s in scenes]))
             objects = (covered.flatten(1) >= OBJECT_SHARE).to(setting.device)
             batch = [data[i]["image"] for i in part]
-            inputs = _prepare(processor, batch, [data[i]["question"] for i in part], setting.device)
+            inputs = prepare(processor, batch, [data[i]["question"] for i in part], setting.device)
             found_here = {
                 "covered": objects.float().mean(1),
                 **_tower_shares(host, inputs["pixel_values"], objects),
@@ -168,7 +168,7 @@ def maps_run(
             data_hash=records.request_hash(data["question_id"]), device=setting.device,
         ),
     }  # fmt: skip
-    records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+    write_run(setting, record)
     return record
 
 
@@ -229,20 +229,6 @@ def kendall_tau(
     return agreement / (untied[..., :, None] * untied[..., None, :]).sqrt()
 
 
-@contextmanager
-def _eager(model: PreTrainedModel, host: Host) -> Iterator[None]:
-    """Eager attention, which returns its maps, in tower and decoder."""
-    before = {
-        "vision_config": host.tower.config._attn_implementation,
-        "text_config": host.language_model.config._attn_implementation,
-    }
-    model.set_attn_implementation(dict.fromkeys(before, "eager"))
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
 def _read_layer(host: Host) -> int:
     """The tower layer (from 1) whose output the language model reads."""
     names = [name for name, module in host.tower.named_modules() if module is host.feature_module]
@@ -250,14 +236,6 @@ def _read_layer(host: Host) -> int:
 
 
 # -- what the records say ------------------------------------------------------------------------
-
-
-def mean_interval(values: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean over the first axis (pictures), and its 95 % bootstrap interval."""
-    table = np.asarray(values, dtype=float)
-    drawn = np.random.default_rng(0).integers(len(table), size=(2000, len(table)))
-    low, high = np.quantile(table[drawn].mean(1), [0.025, 0.975], axis=0)
-    return table.mean(0), low, high
 
 
 def stages(layers: int) -> tuple[range, range, range]:
@@ -318,7 +296,7 @@ def findings(record: Record, removal: pd.DataFrame) -> dict[str, str]:
 
 def _figure(values: np.ndarray) -> tuple[float, float, float]:
     """Mean and interval of one figure per picture."""
-    mean, low, high = mean_interval(values)
+    mean, low, high = stats.mean_interval(values)
     return float(mean), float(low), float(high)
 
 
@@ -356,7 +334,7 @@ def _stages(text: np.ndarray) -> str:
 
 
 def _ranking(neighbours: np.ndarray) -> str:
-    mean, low, _ = mean_interval(neighbours)
+    mean, low, _ = stats.mean_interval(neighbours)
     alike = int((low[1:] >= SAME_RANKING).sum())
     return (
         f"{_verdict(alike == len(low) - 1)}: tau of layers 1 and 2 is {mean[0]:.2f}; of the "

@@ -19,6 +19,7 @@ from matplotlib.patches import Patch
 
 from frugalvlm.study.display import Table
 from frugalvlm.study.records import Record
+from frugalvlm.study.stats import mean_interval
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -222,7 +223,7 @@ def attention_mass_plot(record: Record, ax: Axes | None = None) -> Axes:
     color = sns.color_palette("colorblind")[0]
     ax.plot(layers, mass, marker="o", color=color, label="measured")
     if record.get("mass_per_image"):
-        low, high = _mean_interval(100 * np.asarray(record["mass_per_image"], dtype=float))
+        _, low, high = mean_interval(100 * np.asarray(record["mass_per_image"], dtype=float))
         ax.fill_between(layers, low, high, color=color, alpha=0.25, label="95 % interval")
     ax.axhline(share, color="0.35", linestyle=":", label="attention spread evenly")
     if len(mass) > 1:
@@ -252,8 +253,8 @@ def rank_agreement_plot(record: Record, ax: Axes | None = None) -> Axes:
     """
     ax = ax or _new_axes((6.4, 3.6))
     tau = np.asarray(record["neighbours"], dtype=float)
-    pairs, mean = np.arange(1, tau.shape[1] + 1), tau.mean(0)
-    low, high = _mean_interval(tau)
+    pairs = np.arange(1, tau.shape[1] + 1)
+    mean, low, high = mean_interval(tau)
     color = sns.color_palette("colorblind")[0]
     ax.bar(pairs, mean, color=color)
     ax.errorbar(pairs, mean, yerr=[mean - low, high - mean], fmt="none", ecolor="0.15", capsize=2)
@@ -405,10 +406,3 @@ def _questions(means: pd.DataFrame) -> str:
 
 def _any(frame: pd.DataFrame, column: str) -> bool:
     return bool(frame[column].notna().any())
-
-
-def _mean_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """95 % bootstrap interval of the mean over pictures, per layer."""
-    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
-    low, high = np.quantile(values[draws].mean(1), [0.025, 0.975], axis=0)
-    return low, high

@@ -31,8 +31,9 @@ from frugalvlm.methods import Method, method_class
 from frugalvlm.methods.schedules import at_mean
 from frugalvlm.paths import results_dir
 from frugalvlm.study import records
-from frugalvlm.study.analyses import ANALYSES, BLUEPRINT_ANALYSES
+from frugalvlm.study.analyses import ANALYSES, BLUEPRINT_ANALYSES, MORE_COSTS
 from frugalvlm.study.analyses.sgl import with_guide
+from frugalvlm.study.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.study.blueprint import blueprint, count
 from frugalvlm.study.notebooks import execute_paper_notebook
 from frugalvlm.study.papers import KEYS, Paper, Table, all_papers, load_paper
@@ -85,7 +86,7 @@ class Options:
     device: str = "cpu"
     force: bool = False
     repeats: int = 9
-    energy_window_s: float = 2.0
+    energy_window_s: float = 1.0
     guide: str = GUIDE_MODEL
     since: datetime | None = None
 
@@ -93,6 +94,29 @@ class Options:
 def folder_of(paper: str, scale: str) -> Path:
     """Where the results of a paper at a scale go."""
     return results_dir() / scale / paper
+
+
+def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -> Setting:
+    """What all runs of a paper's pocket table share.
+
+    Args:
+        key: the paper.
+        options: of this table: its model, its number of questions.
+        weights: hash of the model's weights.
+        beside: folder of another table than the main one, in the paper's own.
+    """
+    folders = {paper: folder_of(paper, "pocket") / beside / "records" for paper in KEYS}
+    return Setting(
+        scale="pocket",
+        model_name=options.model,
+        model_hash=weights,
+        folder=folders.pop(key),
+        n=options.n,
+        device=options.device,
+        force=options.force,
+        since=options.since,
+        others=tuple(folders.values()),
+    )
 
 
 def run_pocket(
@@ -110,9 +134,17 @@ def run_pocket(
     """
     options, reporter = options or Options(), reporter or Silent()
     bench = _bench(key, options)
-    made = _answers(bench, options, reporter) + _costs(bench, options, reporter)
+    made, analysed = _answers(bench, options, reporter), []
     if key in ANALYSES:
-        made += ANALYSES[key](bench.setting, bench.model, bench.processor, options, reporter)
+        analysed = ANALYSES[key](bench.setting, bench.model, bench.processor, options, reporter)
+    if key in MORE_COSTS:
+        more = MORE_COSTS[key](analysed, bench.model)
+        bench = replace(
+            bench, costed=[*bench.plan, *(run for run in more if run not in bench.plan)]
+        )
+    made += _costs(bench, options, reporter) + analysed
+    for table in tables_beside(load_paper(key), options):  # another model's; kept apart
+        beside_runs(key, table.id, options, reporter)
     return made
 
 
@@ -123,6 +155,7 @@ class _Bench:
     Attributes:
         table: the one to rebuild; None for a paper that is its analysis alone.
         plan: methods and budgets of its rows.
+        costed: those whose cost is measured.
         setting: what all runs share.
         model: the untouched model.
         processor: of the model.
@@ -130,6 +163,7 @@ class _Bench:
 
     table: Table | None
     plan: list[tuple[Method, int]]
+    costed: list[tuple[Method, int]]
     setting: Setting
     model: PreTrainedModel
     processor: ProcessorMixin
@@ -140,24 +174,13 @@ def _bench(key: str, options: Options, timed: bool = True) -> _Bench:
     table = None if key in ANALYSES and not paper.tables else pocket_table(paper)
     weights = model_hash(options.model, options.revision)
     model, processor = _loaded(options.model, options.revision, options.device, weights)
-    setting = Setting(
-        scale="pocket",
-        model_name=options.model,
-        model_hash=weights,
-        folder=folder_of(key, "pocket") / "records",
-        n=options.n,
-        device=options.device,
-        force=options.force,
-        since=options.since,
-        others=tuple(folder_of(other, "pocket") / "records" for other in KEYS if other != key),
-        timed=timed,
-    )
+    setting = replace(pocket_setting(key, options, weights), timed=timed)
     plan: list[tuple[Method, int]] = []
     if table is not None:
         shape = host_for(model).shape
         plan = [(planned(table, row, b, shape), b) for row, b in rows_of(table, options)]
         plan = with_guide(plan, options, processor)
-    return _Bench(table, plan, setting, model, processor)
+    return _Bench(table, plan, plan, setting, model, processor)
 
 
 @lru_cache(maxsize=1)
@@ -191,13 +214,13 @@ def _answers(bench: _Bench, options: Options, reporter: Reporter) -> list[record
 
 
 def _costs(bench: _Bench, options: Options, reporter: Reporter) -> list[records.Record]:
-    """The cost of the table's rows, and the tower's attention."""
+    """The cost of the table's rows and of what is beside them, and the tower's attention."""
     if bench.table is None:
         return []
     opened = bench.setting, bench.model, bench.processor
     return [
         efficiency_run(
-            *opened, bench.plan, reporter,
+            *opened, bench.costed, reporter,
             repeats=options.repeats, energy_window_s=options.energy_window_s,
         ),
         attention_run(*opened, reporter, images=min(100, options.n)),
@@ -386,7 +409,12 @@ def answer_parts(key: str, options: Options) -> list[Part]:
     paper = load_paper(key)
     table = next((t for t in paper.tables if "pocket" in t.scales), None)
     names = [] if table is None else options.benchmarks or [column.id for column in table.columns]
-    parts = [Part(key, "answers", name) for name in names]
+    parts = [
+        Part(key, "answers", name, table.id)
+        for table in tables_beside(paper, options)
+        for name in columns_beside(table, options)
+    ]
+    parts += [Part(key, "answers", name) for name in names]
     return [*parts, Part(key, "answers", last=True)] if key in ANALYSES else parts
 
 
@@ -396,6 +424,9 @@ def do_part(options: Options, part: Part, reporter: Reporter) -> None:
         reporter.start(f"{part.paper}: page", 1)
         execute_paper_notebook(part.paper, options, folder_of(part.paper, "pocket"))
         reporter.advance(1)
+    elif part.table is not None and part.benchmark is not None:
+        options = replace(options, benchmarks=(part.benchmark.removesuffix("-hd"),))
+        beside_runs(part.paper, part.table, options, reporter)
     elif part.benchmark is not None:
         options = replace(options, benchmarks=(part.benchmark,))
         _answers(_bench(part.paper, options, timed=False), options, reporter)

@@ -7,7 +7,8 @@ A complete record of the same request, made by the same code on the same machine
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -134,15 +135,15 @@ def accuracy_run(
         "batch_size": BATCH_SIZE,
     }
     code = code_of(method)
-    name = _name(setting, request, code)
-    found = _found(setting, "accuracy", request, code, batches.data_hash)
+    found = find_run(setting, "accuracy", request, code, batches.data_hash)
     reporter.start(f"{benchmark.id}: {method.key} {budget}", len(batches.rows))
     if found is not None:
         reporter.advance(len(batches.rows))
         return found
     log = records.AnswerLog(
-        setting.folder / f"{name}.answers.jsonl", request, code, setting.model_hash
-    )
+        setting.folder / f"{_name(setting, request, code)}.answers.jsonl",
+        request, code, setting.model_hash,
+    )  # fmt: skip
     if setting.force:
         log.clear()
     done = log.read()
@@ -202,7 +203,7 @@ def accuracy_run(
             device=setting.device,
         ),
     }
-    records.write(setting.folder / f"{name}.json", record)
+    write_run(setting, record)
     log.clear()
     return record
 
@@ -267,10 +268,10 @@ class Batches:
         return [
             (
                 [self.ids[i] for i in part],
-                _prepare(self.processor, [self._data[i][self._shown] for i in part],
-                         [self.rows[i]["question"] for i in part], self.device),
+                prepare(self.processor, [self._data[i][self._shown] for i in part],
+                        [self.rows[i]["question"] for i in part], self.device),
             )
-            for part in _parts(order, BATCH_SIZE)
+            for part in chunks(order, BATCH_SIZE)
         ]  # fmt: skip
 
     def pending(self, done: dict[str, str | None]) -> Iterable[tuple[list[str], dict]]:
@@ -278,8 +279,24 @@ class Batches:
         return [b for b in self.batches if any(i not in done for i in b[0])]
 
 
-def _parts(order: Sequence[int], size: int) -> list[Sequence[int]]:
+def chunks(order: Sequence[int], size: int) -> list[Sequence[int]]:
+    """`order` cut into pieces of `size`; the last one may be shorter."""
     return [order[i : i + size] for i in range(0, len(order), size)]
+
+
+@contextmanager
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Eager attention, which returns its maps, in tower and decoder."""
+    host = host_for(model)
+    before = {
+        "vision_config": host.tower.config._attn_implementation,
+        "text_config": host.language_model.config._attn_implementation,
+    }
+    model.set_attn_implementation(dict.fromkeys(before, "eager"))
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _check_shown(processor: ProcessorMixin, clips: bool) -> None:
@@ -290,10 +307,13 @@ def _check_shown(processor: ProcessorMixin, clips: bool) -> None:
         )
 
 
-def _prepare(
+def prepare(
     processor: ProcessorMixin, images: list, questions: list[str], device: str
 ) -> dict[str, Any]:
-    """Model inputs for questions about pictures, or about clips: lists of frames."""
+    """Model inputs for questions about pictures, or about clips: lists of frames.
+
+    One prompt per question, padded to the longest, on `device`.
+    """
     clips = bool(images) and isinstance(images[0], list)
     texts = [prompt(q, "<video>" if clips else "<image>") for q in questions]
     shown = {"videos" if clips else "images": images}
@@ -350,22 +370,49 @@ def _name(setting: Setting, request: dict[str, Any], code: str) -> str:
     return records.record_name(request, f"{code}-{setting.model_hash}", machine)
 
 
-def _found(
+def find_run(
     setting: Setting, kind: str, request: dict[str, Any], code: str, data_hash: str | None = None
 ) -> dict[str, Any] | None:
-    """The record of a run that need not be made: this table's own, or a copy of another one's."""
+    """The record of a run that need not be made: this table's own, or a copy of another one's.
+
+    Args:
+        setting: what all runs of the table share; `force`, `since` and `others` say what counts.
+        kind: of the record.
+        request: the configuration after defaults.
+        code: `code_hash` of the source that decides the result.
+        data_hash: when given, a record made with other questions does not count.
+    """
     if setting.force and setting.since is None:
         return None
+    since = setting.since if setting.force else None
     known = {"model_hash": setting.model_hash, "data_hash": data_hash}
     pattern = f"*--{_name(setting, request, code).rsplit('--', 1)[-1]}.json"
     for folder in (setting.folder, *setting.others):
         record = records.find(folder, kind, request, code, pattern=pattern, **known)
-        if record is None or (setting.force and records.created(record) < setting.since):
+        if record is None or (since and records.created(record) < since):
             continue
         if folder != setting.folder:
-            records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+            write_run(setting, record)
         return record
     return None
+
+
+def write_run(setting: Setting, record: records.Record, label: str = "") -> Path:
+    """Write the record of a run where `find_run` finds it.
+
+    Args:
+        setting: what all runs of the table share.
+        record: with its request and, in its provenance, the hash of the code.
+        label: what the file name begins with.
+
+    Returns:
+        The file.
+
+    Raises:
+        RecordError: as by `records.write`.
+    """
+    name = _name(setting, record["request"], record["provenance"]["code"])
+    return records.write(setting.folder / f"{label and label + '--'}{name}.json", record)
 
 
 def efficiency_run(
@@ -378,7 +425,7 @@ def efficiency_run(
     batch: int = 8,
     repeats: int = 9,
     decode_steps: int = 8,
-    energy_window_s: float = 2.0,
+    energy_window_s: float = 1.0,
 ) -> dict[str, Any]:
     """Measure cost of several methods side by side; returns the record.
 
@@ -395,7 +442,7 @@ def efficiency_run(
         "device": torch.device(setting.device).type, "threads": torch.get_num_threads(),
     }  # fmt: skip
     code = code_of_kit()
-    found = _found(setting, "efficiency", request, code)
+    found = find_run(setting, "efficiency", request, code)
     reporter.start("efficiency", len(methods) + 2)
     if found is not None:
         reporter.advance(len(methods) + 2)
@@ -403,8 +450,8 @@ def efficiency_run(
     started = time.monotonic()
     data = load_benchmark("pocket-gqa").dataset("dev", batch)
     images = [data[i]["image"] for i in range(batch)]
-    one = _prepare(processor, images[:1], data["question"][:1], setting.device)
-    many = _prepare(processor, images, data["question"][:batch], setting.device)
+    one = prepare(processor, images[:1], data["question"][:1], setting.device)
+    many = prepare(processor, images, data["question"][:batch], setting.device)
     rows = []
     for method, budget in methods:
         rows.append(_counted(model, method, budget, one, many, setting.device))
@@ -436,7 +483,7 @@ def efficiency_run(
             seconds=time.monotonic() - started, device=setting.device,
         ),
     }  # fmt: skip
-    records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+    write_run(setting, record)
     return record
 
 
@@ -485,7 +532,7 @@ def attention_run(
         "device": torch.device(setting.device).type,
     }  # fmt: skip
     code = code_hash()
-    found = _found(setting, "attention", request, code)
+    found = find_run(setting, "attention", request, code)
     reporter.start("attention of the vision tower", images)
     if found is not None:
         reporter.advance(images)
@@ -494,14 +541,11 @@ def attention_run(
     benchmark = load_benchmark("pocket-gqa")
     data = benchmark.dataset(setting.split, images)  # type: ignore[arg-type]
     tower = host_for(model).tower
-    implementation = tower.config._attn_implementation
     per_image: list[list[float]] = []
-    # Maps of the tower only, for this analysis only: eager attention returns them.
-    model.set_attn_implementation({"vision_config": "eager"})
-    try:
-        for part in _parts(range(len(data)), BATCH_SIZE):
+    with eager_attention(model):
+        for part in chunks(range(len(data)), BATCH_SIZE):
             batch = [data[i]["image"] for i in part]
-            inputs = _prepare(processor, batch, ["what is this?"] * len(batch), setting.device)
+            inputs = prepare(processor, batch, ["what is this?"] * len(batch), setting.device)
             maps = tower(pixel_values=inputs["pixel_values"], output_attentions=True).attentions
             if not maps:
                 raise RuntimeError("The vision tower returned no attention maps.")
@@ -510,8 +554,6 @@ def attention_run(
             shares = [row.topk(top, dim=-1).values.sum(-1) / row.sum(-1) for row in rows]
             per_image += torch.stack(shares, 1).tolist()
             reporter.advance(len(batch))
-    finally:
-        model.set_attn_implementation({"vision_config": implementation})
     record = {
         "kind": "attention", "status": "complete", "request": request,
         "patches_fraction": patches_fraction, "images": len(data),
@@ -522,7 +564,7 @@ def attention_run(
             data_hash=records.request_hash(data["question_id"]), device=setting.device,
         ),
     }  # fmt: skip
-    records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+    write_run(setting, record)
     return record
 
 

@@ -35,13 +35,16 @@ class Part:
     Attributes:
         paper: its key.
         step: what of it, for example "answers".
-        benchmark: of its answers; None: it is not about one benchmark.
+        benchmark: of its answers; None: it is not about one benchmark. Parts of one step about the
+            same benchmark wait for each other, so that a run that both need is made once.
+        table: of the paper; None: its main one.
         last: begins when the other parts of this paper and step are over.
     """
 
     paper: str
     step: str
     benchmark: str | None = None
+    table: str | None = None
     last: bool = False
 
 
@@ -126,9 +129,15 @@ def _hand_out(waiting: list[Part], told: dict[Connection, Reporter], overall: Re
 
 def _ready(waiting: Sequence[Part], running: Sequence[Part]) -> Part | None:
     def blocked(part: Part) -> bool:
-        return part.last and any(
-            (other.paper, other.step) == (part.paper, part.step) and not other.last
-            for other in (*waiting, *running)
+        shared = part.benchmark is not None and any(
+            (other.step, other.benchmark) == (part.step, part.benchmark) for other in running
+        )
+        return shared or (
+            part.last
+            and any(
+                (other.paper, other.step) == (part.paper, part.step) and not other.last
+                for other in (*waiting, *running)
+            )
         )
 
     return next((part for part in waiting if not blocked(part)), None)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from frugalvlm.benchmarks.base import Sheet
 
@@ -120,6 +121,23 @@ def from_sums(
     low, high = np.quantile(draws, [tail, 1 - tail]) if len(draws) else (math.nan, math.nan)
     value = float(statistic(sums.sum(0)))
     return Estimate(value, float(low), float(high), len(sums), len(sums))
+
+
+def mean_interval(
+    values: ArrayLike, resamples: int = 2000, seed: int = 0, level: float = 0.95
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the first axis (pictures), and the low and the high end of its interval.
+
+    Args:
+        values: [pictures] or [pictures, columns].
+        resamples: number of bootstrap draws.
+        seed: of the draws.
+        level: coverage of the interval.
+    """
+    table, tail = np.asarray(values, dtype=np.float64), (1 - level) / 2
+    draws = _weights(len(table), resamples, [seed]) @ table / len(table)
+    low, high = np.quantile(draws, [tail, 1 - tail], axis=0)
+    return table.mean(0), low, high
 
 
 def share(sums: np.ndarray) -> np.ndarray:

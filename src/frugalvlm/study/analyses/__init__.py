@@ -6,12 +6,13 @@ returns are kept and reported like any other.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, ProcessorMixin
 
+from frugalvlm.methods import Method
 from frugalvlm.study.analyses import aim, early_exit, fastervlm, gsearch, sgl
 from frugalvlm.study.records import Record
 from frugalvlm.study.runs import Reporter, Setting
@@ -28,7 +29,12 @@ ANALYSES: dict[str, Analysis] = {
     "sgl": sgl.run,
     "aim": aim.run,
 }
+# Whose costs are measured beside those of the table's rows; told the analysis's records.
+MORE_COSTS: dict[str, Callable[[Sequence[Record], PreTrainedModel], list[tuple[Method, int]]]] = {
+    "aim": aim.ablation_plan,
+    "gsearch": gsearch.costed_plan,
+}
 # What a paper's blueprint scale holds beside counted cells; called with the folder for records.
 BLUEPRINT_ANALYSES: dict[str, Callable[[Path], list[Record]]] = {"aim": aim.cost_model}
 
-__all__ = ["ANALYSES", "BLUEPRINT_ANALYSES", "Analysis"]
+__all__ = ["ANALYSES", "BLUEPRINT_ANALYSES", "MORE_COSTS", "Analysis"]

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from frugalvlm import measure
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.hosts import host_for
+from frugalvlm.methods import Method
 from frugalvlm.methods.aim import AIM, AIMEarly, AIMMerge
 from frugalvlm.study import records
 from frugalvlm.study.display import NONE_PRINTED, Block, Cell, Table
@@ -51,15 +52,21 @@ def run(
 ) -> list[Record]:
     """Accuracy of the ablation's methods on the benchmarks of the paper's table."""
     table = next(t for t in load_paper("aim").tables if "pocket" in t.scales)
-    kept, made = host_for(model).shape.patches // 4, []
+    made: list[Record] = []
     for name in options.benchmarks or tuple(column.id for column in table.columns):
         benchmark = load_benchmark(name)
         batches = Batches(benchmark, processor, setting.split, setting.n, setting.device)
         made += [
-            accuracy_run(setting, model, benchmark, batches, kind(kept), kept, reporter)
-            for kind in ABLATION
+            accuracy_run(setting, model, benchmark, batches, method, kept, reporter)
+            for method, kept in ablation_plan(made, model)
         ]
     return made
+
+
+def ablation_plan(made: Sequence[Record], model: PreTrainedModel) -> list[tuple[Method, int]]:
+    """The ablation's methods with their budget; it depends on no record."""
+    kept = host_for(model).shape.patches // 4
+    return [(kind(kept), kept) for kind in ABLATION]
 
 
 # -- the paper's model of cost -------------------------------------------------------------------

@@ -52,10 +52,10 @@ from frugalvlm.study.runs import (
     Batches,
     Reporter,
     Setting,
-    _found,
-    _name,
-    _parts,
+    chunks,
     code_hash,
+    find_run,
+    write_run,
 )
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def run(
     for name, (more, step) in steps.items():
         request = {**shared, "analysis": name, **more}
         reporter.start(f"early exit: {name}", len(sources))
-        found = _found(setting, "analysis", request, code, data_hash)
+        found = find_run(setting, "analysis", request, code, data_hash)
         if found is not None:
             reporter.advance(len(sources))
             made.append(found)
@@ -157,7 +157,7 @@ def run(
                 seconds=time.monotonic() - started, device=setting.device,
             ),
         }  # fmt: skip
-        records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+        write_run(setting, record)
         made.append(record)
     return made
 
@@ -182,7 +182,7 @@ def make_sources(
     batches = [
         (list(part), processor.tokenizer([texts[i] for i in part], return_tensors="pt",
                                          padding=True).to(device))
-        for part in _parts(range(len(texts)), BATCH_SIZE)
+        for part in chunks(range(len(texts)), BATCH_SIZE)
     ]  # fmt: skip
     rows = [{"question": text} for text in texts]
     alone = Source("text", text_model(model), processor, rows, batches, sources[0].max_new_tokens)

@@ -18,8 +18,6 @@ Intervals are bootstraps over prompts, differences are paired.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,13 +35,13 @@ from frugalvlm.study.runs import (
     BATCH_SIZE,
     Reporter,
     Setting,
-    _found,
-    _name,
-    _parts,
-    _prepare,
+    chunks,
     code_hash,
+    eager_attention,
+    find_run,
+    prepare,
+    write_run,
 )
-from frugalvlm.study.tiles import tiled_runs
 
 if TYPE_CHECKING:
     from frugalvlm.study.reproduce import Options
@@ -62,11 +60,7 @@ def run(
     options: Options,
     reporter: Reporter,
 ) -> list[Record]:
-    """One record, measured or found: curves, `shift` and `dispersion` with intervals.
-
-    The runs of the table about pictures in tiles are made, too; see `tiles` for their records.
-    """
-    tiled_runs("fastervlm", options, reporter)
+    """One record, measured or found: curves, `shift` and `dispersion` with intervals."""
     prompts = min(PROMPTS, options.n)
     request = {
         "scale": setting.scale, "model": setting.model_name, "split": setting.split,
@@ -75,7 +69,7 @@ def run(
         "device": torch.device(setting.device).type,
     }  # fmt: skip
     code = code_hash("study/analyses/fastervlm.py")
-    found = _found(setting, "analysis", request, code)
+    found = find_run(setting, "analysis", request, code)
     reporter.start("attention shift and dispersion", prompts)
     if found is not None:
         reporter.advance(prompts)
@@ -83,11 +77,11 @@ def run(
     started, host = time.monotonic(), host_for(model)
     data = load_benchmark("pocket-gqa").dataset(setting.split, prompts)  # type: ignore[arg-type]
     parts: list[dict[str, np.ndarray]] = []
-    with _eager(model):
-        for part in _parts(range(len(data)), BATCH_SIZE // 2):
+    with eager_attention(model):
+        for part in chunks(range(len(data)), BATCH_SIZE // 2):
             images = [data[i]["image"] for i in part]
             texts = [data[i]["question"] for i in part]
-            parts.append(curves(host, _prepare(processor, images, texts, setting.device)))
+            parts.append(curves(host, prepare(processor, images, texts, setting.device)))
             reporter.advance(len(images))
     per_prompt = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     record = {
@@ -99,7 +93,7 @@ def run(
             data_hash=records.request_hash(data["question_id"]), device=setting.device,
         ),
     }  # fmt: skip
-    records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+    write_run(setting, record)
     return [record]
 
 
@@ -190,18 +184,3 @@ def _figure(resampled: np.ndarray, n: int) -> dict[str, float | int]:
     """A value with its 95 % interval, as `finding` claims read it."""
     low, high = np.quantile(resampled[1:], [0.025, 0.975])
     return {"value": float(resampled[0]), "low": float(low), "high": float(high), "n": n}
-
-
-@contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Eager attention, which returns its maps, in tower and decoder."""
-    host = host_for(model)
-    before = {
-        "vision_config": host.tower.config._attn_implementation,
-        "text_config": host.language_model.config._attn_implementation,
-    }
-    model.set_attn_implementation(dict.fromkeys(before, "eager"))
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)

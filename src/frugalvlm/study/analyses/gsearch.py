@@ -47,13 +47,13 @@ from frugalvlm.study.runs import (
     Batches,
     Reporter,
     Setting,
-    _found,
-    _name,
-    _parts,
-    _prepare,
     accuracy_run,
     answer_all,
+    chunks,
     code_hash,
+    find_run,
+    prepare,
+    write_run,
 )
 from frugalvlm.study.scored import Scored
 from frugalvlm.study.tower_once import tower_once
@@ -248,6 +248,11 @@ def search_run(
         return _analysis(setting, model, "search", more, measured, reporter, 1 + len(budgets))
 
 
+def costed_plan(made: Sequence[Record], model: PreTrainedModel) -> list[tuple[Method, int]]:
+    """Whose costs are measured beside those of the table: what was found, and its rivals."""
+    return found_plan(analysis(made, "search"), model)
+
+
 def found_plan(search: Record, model: PreTrainedModel) -> list[tuple[Method, int]]:
     """What was found, and at G-Search's mean the rivals that can keep so few, with budgets."""
     shape, rates = host_for(model).shape, tuple(search["rates"])
@@ -323,11 +328,11 @@ def ranking_run(
         data = benchmark.dataset(setting.split, images * benchmark.per_image)  # type: ignore[arg-type]
         rows = range(0, len(data), benchmark.per_image)
         taus = []
-        for part in _parts(rows, BATCH_SIZE):
+        for part in chunks(rows, BATCH_SIZE):
             pictures, asked = ([data[i][name] for i in part] for name in ("image", "question"))
             watch = _Watch()
             with watch.on(model):
-                model(**_prepare(processor, pictures, asked, setting.device), logits_to_keep=1)
+                model(**prepare(processor, pictures, asked, setting.device), logits_to_keep=1)
             scores = torch.stack([watch.scores[i] for i in range(len(watch.scores))], 1)
             taus += [kendall(own) for own in scores.float().cpu().numpy()]
             reporter.advance(len(part))
@@ -355,7 +360,7 @@ def _analysis(
         "device": torch.device(setting.device).type, **more,
     }  # fmt: skip
     code = code_hash("methods/gsearch.py", "study/analyses/gsearch.py")
-    found = _found(setting, "analysis", request, code)
+    found = find_run(setting, "analysis", request, code)
     if found is not None:
         reporter.advance(steps)
         return found
@@ -367,8 +372,7 @@ def _analysis(
             seconds=time.monotonic() - started, device=setting.device,
         ), **figures,
     }  # fmt: skip
-    path = records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
-    return records.read_record(path)
+    return records.read_record(write_run(setting, record))
 
 
 # -- shown -----------------------------------------------------------------------------------------

@@ -39,7 +39,15 @@ from frugalvlm.study import records, stats
 from frugalvlm.study.costs import flops_parts
 from frugalvlm.study.papers import load_paper
 from frugalvlm.study.records import Record
-from frugalvlm.study.runs import Batches, Reporter, Setting, _found, _name, accuracy_run, code_hash
+from frugalvlm.study.runs import (
+    Batches,
+    Reporter,
+    Setting,
+    accuracy_run,
+    code_hash,
+    find_run,
+    write_run,
+)
 from frugalvlm.views import UnsupportedError
 
 if TYPE_CHECKING:
@@ -112,7 +120,7 @@ def run(
     leave = _exit_run(setting, method, prepared, large, cost, reporter)
     made += [cost, leave, _agreement_run(setting, model, method, first, reporter)]
     for name, (benchmark, batches) in prepared.items():
-        made += _exits(setting, leave, large[name], benchmark, batches)
+        made += _exits(setting, method, leave, large[name], benchmark, batches)
     return made
 
 
@@ -256,11 +264,13 @@ def _exit_run(
 
 
 def _exits(
-    setting: Setting, leave: Record, large: Record, benchmark: Benchmark, batches: Batches
-) -> list[Record]:
+    setting: Setting, method: SGL, leave: Record, large: Record, benchmark: Benchmark,
+    batches: Batches,
+) -> list[Record]:  # fmt: skip
     """Accuracy records of the guide alone, and of the exit at one share by each criterion."""
     name, guide = benchmark.id, leave["request"]["method"]["guide"]
-    layers = len(large["tokens"]["per_layer"])
+    assert method.guide is not None
+    layers = method.guide.host.shape.decoder_layers
     patches = int(large["tokens"]["per_layer"][0])  # before the cut every token is there
     whole = {"requested": patches, "per_layer": [float(patches)] * layers, "spread": []}
     alone = leave["questions"][name]["answers"]
@@ -281,7 +291,7 @@ def _told(
     """An accuracy record of answers that were given before, in the setting of another record."""
     request = {**source["request"], "method": described, "budget": tokens["requested"]}
     code = code_hash("methods/sgl.py", "study/analyses/sgl.py")
-    found = _found(setting, "accuracy", request, code, batches.data_hash)
+    found = find_run(setting, "accuracy", request, code, batches.data_hash)
     if found is not None:
         return found
     sheet = benchmark.sheet(batches.rows, answers)
@@ -304,7 +314,7 @@ def _told(
             device=setting.device,
         ),
     }  # fmt: skip
-    records.write(setting.folder / f"{_name(setting, request, code)}.json", record)
+    write_run(setting, record)
     return record
 
 
@@ -418,7 +428,7 @@ def _analysis(
     }  # fmt: skip
     code = code_hash("methods/sgl.py", "study/analyses/sgl.py", "measure")
     reporter.start(f"sgl: {name}", steps)
-    found = _found(setting, "analysis", request, code)
+    found = find_run(setting, "analysis", request, code)
     if found is not None:
         reporter.advance(steps)
         return found
@@ -430,8 +440,7 @@ def _analysis(
             device=setting.device,
         ),
     }  # fmt: skip
-    stem = _name(setting, request, code)
-    records.write(setting.folder / f"{name.replace(' ', '-')}--{stem}.json", record)
+    write_run(setting, record, label=name.replace(" ", "-"))
     return record
 
 

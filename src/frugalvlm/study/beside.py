@@ -1,0 +1,77 @@
+"""A paper's pocket tables about other pictures than the main one's: tiles, or clips.
+
+Another embedded model answers them. A table holds records of one model, so these lie in a folder of
+their own, `results/pocket/KEY/MODEL/records`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.hosts import host_for
+from frugalvlm.loading import load_vlm, model_hash, models_dir
+from frugalvlm.study.papers import Paper, Table, load_paper
+from frugalvlm.study.records import Record
+from frugalvlm.study.runs import Batches, Reporter, Silent, accuracy_run
+
+if TYPE_CHECKING:
+    from frugalvlm.study.reproduce import Options
+
+
+def tables_beside(paper: Paper, options: Options) -> list[Table]:
+    """The tables that another embedded model answers.
+
+    None beside another than the default model, nor such whose model is not installed.
+    """
+    from frugalvlm.study import reproduce  # it calls this module
+
+    if options.model != reproduce.POCKET_MODEL:
+        return []
+    return [t for t in paper.tables if t.pocket_model and (models_dir() / t.pocket_model).is_dir()]
+
+
+def columns_beside(table: Table, options: Options) -> list[str]:
+    """Ids of the benchmarks to run, where some of the main table's were asked for."""
+    asked = options.benchmarks
+    return [c.id for c in table.columns if not asked or c.id.removesuffix("-hd") in asked]
+
+
+def beside_runs(
+    key: str, table_id: str, options: Options, reporter: Reporter | None = None
+) -> list[Record]:
+    """Run, or find, the accuracy of every cell of such a table.
+
+    Prompts are longer than in the main table; half as many questions are asked.
+
+    Args:
+        key: the paper.
+        table_id: which of its layouts.
+        options: as for the paper's main table; benchmarks by their ids there (without "-hd").
+        reporter: told of progress.
+
+    Returns:
+        The records, in the order of the table; none where `tables_beside` leaves it out.
+    """
+    from frugalvlm.study import reproduce
+
+    paper = load_paper(key)
+    table = next((t for t in tables_beside(paper, options) if t.id == table_id), None)
+    if table is None or table.pocket_model is None:
+        return []
+    name, reporter = table.pocket_model, reporter or Silent()
+    model, processor = load_vlm(name, device=options.device)
+    own = replace(options, model=name, n=-(-options.n // 2))
+    setting = reproduce.pocket_setting(key, own, model_hash(name), beside=name)
+    shape, made = host_for(model).shape, []
+    rows = reproduce.rows_of(table, own)
+    plan = [(reproduce.planned(table, method, b, shape), b) for method, b in rows]
+    for column in columns_beside(table, options):
+        benchmark = load_benchmark(column)
+        batches = Batches(benchmark, processor, setting.split, setting.n, setting.device)
+        made += [
+            accuracy_run(setting, model, benchmark, batches, method, budget, reporter)
+            for method, budget in plan
+        ]
+    return made
