@@ -34,7 +34,7 @@ def papers(c: Context):
         "paper": "key of the paper, see `invoke papers`",
         "all_": "every paper that runs at this scale, sharing what can be shared",
         "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
-        "n": "questions per benchmark",
+        "n": "questions per benchmark; 0: 300 for one paper, 150 for all",
         "model": "embedded model, folder or Hub id",
         "revision": "branch, tag or commit of a Hub model",
         "device": "cpu or cuda",
@@ -42,21 +42,25 @@ def papers(c: Context):
     }
 )
 def reproduce(
-    c: Context, paper="", all_=False, scale="pocket", n=300, model="", revision=None, device="cpu",
+    c: Context, paper="", all_=False, scale="pocket", n=0, model="", revision=None, device="cpu",
     force=False,
 ):  # fmt: skip
     """Reproduce a paper's tables, or all of them: runs, verdicts, executed notebook, HTML page."""
-    from frugalvlm.study.reproduce import POCKET_MODEL, Options, reproduce, reproduce_all
+    from frugalvlm.study import reproduce as study
 
     if bool(paper) == all_:
         raise Exit("Give either --paper KEY (`invoke papers` lists them) or --all.", code=2)
-    options = Options(
-        n=n, model=model or POCKET_MODEL, revision=revision, device=device, force=force
+    options = study.Options(
+        n=n or (study.QUESTIONS_OF_ALL if all_ else study.QUESTIONS),
+        model=model or study.POCKET_MODEL,
+        revision=revision,
+        device=device,
+        force=force,
     )
     if all_:
-        _run(reproduce_all, scale, options)
+        _run(study.reproduce_all, scale, options)
     else:
-        _run(reproduce, paper, scale, options)
+        _run(study.reproduce, paper, scale, options)
 
 
 @task

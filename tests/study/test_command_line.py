@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from invoke import Context
 
 from frugalvlm.methods import METHODS
 from frugalvlm.paths import project_root
+from frugalvlm.study import reproduce as rep
 from frugalvlm.study.papers import KEYS, all_papers
 
 
@@ -32,6 +34,21 @@ def test_papers_lists_all_thirteen():
     done = _invoke("papers", COLUMNS="160")
     assert done.returncode == 0, done.stderr
     assert all(key in done.stdout for key in KEYS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "n"),
+    [({"paper": "aim"}, 300), ({"all_": True}, 150), ({"all_": True, "n": 7}, 7)],
+)
+def test_all_papers_are_asked_half_as_much(arguments, n, monkeypatch):
+    monkeypatch.syspath_prepend(str(project_root()))
+    import tasks
+
+    asked = []
+    monkeypatch.setattr(rep, "reproduce", lambda paper, scale, options: asked.append(options.n))
+    monkeypatch.setattr(rep, "reproduce_all", lambda scale, options: asked.append(options.n))
+    tasks.reproduce.body(Context(), **arguments)
+    assert asked == [n]
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,13 @@ def test_parts_are_done_side_by_side_and_what_comes_last_waits(work, tmp_path):
     assert all(t.done for t in told)
 
 
+def test_parts_about_one_benchmark_wait_for_each_other(work, tmp_path):
+    shared = [p for p in work.parts() if p.benchmark == "x"]
+    side_by_side(shared, work.works("note", str(tmp_path)), [_Heard(), _Heard()])
+    first, second = ((tmp_path / name).read_text().split() for name in ("a-x", "b-x"))
+    assert float(second[0]) >= float(first[1]), "or a run that both need would be made twice"
+
+
 @pytest.mark.parametrize(
     ("how", "error", "says"),
     [("known", UnknownPaperError, "no such paper"),

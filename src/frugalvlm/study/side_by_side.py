@@ -6,6 +6,7 @@ that measures time belongs here, for a second process disturbs the clock.
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -167,11 +168,24 @@ def _sendable(error: Exception) -> Exception:
     return RuntimeError("".join(traceback.format_exception(error)))
 
 
+def _keep_memory() -> None:
+    """Tell glibc to keep freed blocks, which it hands back to the kernel after every step.
+
+    Getting them back zeroed costs an eighth of the time here. Other C libraries are left alone.
+    """
+    trim_threshold, mmap_max = -1, -4  # names of glibc's malloc.h
+    with suppress(AttributeError, OSError, TypeError):  # TypeError: no main program, on Windows
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+
+
 def _worker(connection: Connection, work: Callable[[Part, Reporter], None]) -> None:
     # Ctrl-C reaches all processes of a terminal; the first one decides and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary files are removed
     torch.set_num_threads(1)
+    _keep_memory()
     with suppress(EOFError, ConnectionError):  # the first process is gone
         while (part := connection.recv()) is not None:
             try:
