@@ -20,7 +20,7 @@ from frugalvlm.study.records import request_hash
 COLUMNS = ("pocket-gqa", "pocket-pope", "pocket-mme", "pocket-textvqa", "pocket-sqa",
            "pocket-vqav2")  # fmt: skip
 BUDGETS = (48, 32, 16)
-METHODS = ("random", "fastv", "fastervlm", "visionzip")
+METHODS = ("random", "uniform", "avgpool", "downsample", "fastv", "fastervlm", "visionzip")
 TOTAL = 144
 VISIONZIP = load_paper("visionzip")
 

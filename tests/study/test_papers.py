@@ -315,7 +315,8 @@ def test_unknown_paper_lists_the_known_ones() -> None:
 def test_table1_layout_resolves_to_printed_numbers(visionzip: Paper) -> None:
     table = visionzip.table("table1")
     rows = {row.method: row for row in table.rows}
-    assert list(rows) == ["vanilla", "random", "fastv", "fastervlm", "visionzip"]
+    controls = ["random", "uniform", "avgpool", "downsample"]
+    assert list(rows) == ["vanilla", *controls, "fastv", "fastervlm", "visionzip"]
     assert [c.label for c in table.columns] == ["GQA", "POPE", "MME", "TextVQA", "SQA", "VQAv2"]
     assert [c.id for c in table.columns] == [f"pocket-{c.label.lower()}" for c in table.columns]
 
@@ -327,7 +328,7 @@ def test_table1_layout_resolves_to_printed_numbers(visionzip: Paper) -> None:
     assert printed("visionzip", table.budgets[2]) == [55.1, 77.0, 1690, 55.5, 69.0, 72.4]
     assert printed("fastv", table.budgets[1]) == [49.6, 59.6, 1490, 50.6, 60.2, 61.8]
     for budget in table.budgets:
-        assert printed("random", budget) == [None] * 6
+        assert all(printed(name, budget) == [None] * 6 for name in controls)
         assert printed("fastervlm", budget) == [None] * 6  # its paper has other budgets
     with pytest.raises(ValueError, match="needs a budget"):
         printed("visionzip")

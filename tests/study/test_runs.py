@@ -251,8 +251,9 @@ def test_impossible_budgets_are_refused(budget):
 def test_rows_follow_the_papers_layout():
     rows = rep.rows_of(rep.pocket_table(load_paper("visionzip")), rep.Options())
     assert rows[0] == ("vanilla", 144)
-    assert rows[1:5] == [("random", 48), ("fastv", 48), ("fastervlm", 48), ("visionzip", 48)]
-    assert [b for _, b in rows[1:]] == [48] * 4 + [32] * 4 + [16] * 4
+    controls = ["random", "uniform", "avgpool", "downsample"]
+    assert [name for name, _ in rows[1:8]] == [*controls, "fastv", "fastervlm", "visionzip"]
+    assert [b for _, b in rows[1:]] == [48] * 7 + [32] * 7 + [16] * 7
 
 
 def test_blueprint_counts_are_those_of_the_formulas(tmp_path, monkeypatch):
