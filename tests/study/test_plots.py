@@ -98,7 +98,8 @@ def test_the_panel_shows_the_picture_and_every_run(runs: int) -> None:
 def test_the_curve_shows_the_tables_means_and_intervals(table) -> None:
     ax = plots.retention_curve(table)
     drawn = {c.get_label(): c for c in ax.containers}
-    assert list(drawn) == ["random", "FastV", "FasterVLM", "VisionZip"]
+    controls = ["random", "uniform grid", "avg. pooling", "downsized"]
+    assert list(drawn) == [*controls, "FastV", "FasterVLM", "VisionZip"]
     means = table.data[table.data["benchmark"] == "mean"]
     own = means[means["method"] == "visionzip"].sort_values("budget")
     line, _, (bars,) = drawn["VisionZip"]

@@ -268,7 +268,7 @@ class Comparison:
 
     def _arguments(self) -> str:
         n, model = self.setting["n"], self.setting["model"]
-        return (f" --n {n}" if n != 300 else "") + (
+        return (f" -n {n}" if n != 300 else "") + (
             f" --model {model}" if model != "pocket-llava-base" else ""
         )
 

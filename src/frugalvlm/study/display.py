@@ -19,6 +19,7 @@ from frugalvlm.study.records import Record
 
 NOT_MEASURED = "not measured"
 NONE_PRINTED = "–"
+TERMINAL = 120  # columns that a table should fit in
 
 
 @dataclass(frozen=True)
@@ -111,10 +112,14 @@ class Table:
     def _widths(self) -> list[int]:
         columns = zip(*(row for block in self.blocks for row in block.rows), strict=True)
         cells = [[c.short for c in column] for column in columns] or [[] for _ in self.headers]
-        return [
+        widths = [
             max(_width(text) for text in (header, *column))
             for header, column in zip(self.headers, cells, strict=True)
         ]
+        # Where a line gets too long, names of several words take several lines.
+        word = max(len(word) for text in (self.headers[0], *cells[0]) for word in text.split())
+        widths[0] = max(word, widths[0] - max(0, sum(widths) + 2 * len(widths) - 2 - TERMINAL))
+        return widths
 
     def _html_block(self, block: Block) -> str:
         span = len(self.headers)
