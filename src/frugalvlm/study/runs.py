@@ -157,7 +157,7 @@ def accuracy_run(
                 answers = _answer(model, batches.processor, inputs, benchmark.max_new_tokens)
             log.append(zip(ids, answers, strict=True))
             done.update(zip(ids, answers, strict=True))
-            kept.add(trace, len(ids), _visual_tokens(model, inputs))
+            kept.add(trace, len(ids))
             reporter.advance(len(ids))
         # What an interrupted run kept is not in its log. An adaptive method must see every picture
         # again for that; of any other, one batch says it.
@@ -166,8 +166,8 @@ def accuracy_run(
                 break
             with method_for(ids).on(model) as trace, torch.inference_mode():
                 model(**inputs)
-            kept.add(trace, len(ids), _visual_tokens(model, inputs))
-    tokens = {"requested": budget, **kept.summary()}
+            kept.add(trace, len(ids))
+    tokens = {"requested": budget, **kept.summary(budget)}
     answers = [done[i] for i in batches.ids]
     sheet = benchmark.sheet(batches.rows, answers)
     headline = stats.interval(sheet)
@@ -216,11 +216,9 @@ class _KeptTokens:
         self.sums: list[float] = []
         self.spread: list[tuple[int, int]] = []
         self.layers = 0
-        self.untouched = 0.0
 
-    def add(self, trace: Trace, prompts: int, visual: int) -> None:
-        """Count a batch in, whose prompts hold so many visual tokens if nothing touches them."""
-        self.untouched += visual
+    def add(self, trace: Trace, prompts: int) -> None:
+        """Count a batch in."""
         if not self.prompts:
             self.layers, self.sums = trace.decoder_layers, [0.0] * len(trace.tokens_per_layer)
             self.spread = list(trace.spread)
@@ -232,17 +230,13 @@ class _KeptTokens:
             (min(a, c), max(b, d)) for (a, b), (c, d) in zip(self.spread, trace.spread, strict=True)
         ]
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self, budget: int) -> dict[str, Any]:
         """Mean per layer, and the fewest and most that one image kept there."""
         mean = [s / self.prompts for s in self.sums]
         return {
-            "per_layer": mean or [self.untouched / self.prompts] * self.layers,
+            "per_layer": mean or [float(budget)] * self.layers,
             "spread": [list(s) for s in self.spread],
         }
-
-
-def _visual_tokens(model: PreTrainedModel, inputs: dict[str, Any]) -> int:
-    return int(host_for(model).placeholders(inputs["input_ids"]).sum())
 
 
 class Batches:
