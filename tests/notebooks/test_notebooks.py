@@ -106,8 +106,8 @@ def test_benchmark_notebook_runs_under_nbval(tmp_path):
 @pytest.mark.notebook
 def test_visionzip_notebook_runs_under_nbval(tmp_path):
     records = _records_of_paper("visionzip", {}, tmp_path)
-    # Two benchmarks, vanilla and four methods, one budget; efficiency and attention.
-    assert records == 2 * 5 + 2
+    # Two benchmarks, vanilla and seven methods, one budget; efficiency and attention.
+    assert records == 2 * 8 + 2
 
 
 @pytest.mark.notebook
@@ -125,17 +125,17 @@ def test_sgl_notebook_runs_under_nbval(tmp_path):
         "guide": _random_model(tmp_path / "guide", "pocket-llava-small"),
     }
     records = _records_of_paper("sgl", models, tmp_path)
-    # Two benchmarks: vanilla and four methods, SGL at the smallest budget, its twelve variants, its
-    # guide and three exits; efficiency and attention; three analyses.
-    assert records == 2 * (5 + 1 + 12 + 4) + 2 + 3
+    # Two benchmarks: vanilla and seven methods, SGL at the smallest budget, its twelve variants,
+    # its guide and three exits; efficiency and attention; three analyses.
+    assert records == 2 * (8 + 1 + 12 + 4) + 2 + 3
 
 
 @pytest.mark.notebook
 def test_aim_notebook_runs_under_nbval(tmp_path):
     models = {"model": _random_model(tmp_path / "tiny")}
     records = _records_of_paper("aim", models, tmp_path)
-    # Two benchmarks: vanilla, five methods and three of the ablation; efficiency and attention.
-    assert records == 2 * (1 + 5 + 3) + 2
+    # Two benchmarks: vanilla, eight methods and three of the ablation; efficiency and attention.
+    assert records == 2 * (1 + 8 + 3) + 2
 
 
 def _notebook(folder: Path, cell: str, kernel: str = "python3") -> Path:

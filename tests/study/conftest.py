@@ -14,6 +14,7 @@ import torch
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
 from frugalvlm.loading import load_vlm, save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
+from frugalvlm.study import beside
 from frugalvlm.study.papers import Paper, load_paper
 from frugalvlm.study.records import request_hash
 
@@ -232,3 +233,18 @@ class Quoted:
 @pytest.fixture(scope="session")
 def quoted() -> type[Quoted]:
     return Quoted
+
+
+@pytest.fixture
+def beside_model(tmp_path, monkeypatch):
+    """Puts an embedded model of random weights, by its name, where tables beside look for it."""
+
+    def install(name: str) -> None:
+        torch.manual_seed(0)
+        opened = build_model(name).eval(), build_processor(name)
+        (tmp_path / "models" / name).mkdir(parents=True)
+        monkeypatch.setattr(beside, "models_dir", lambda: tmp_path / "models")
+        monkeypatch.setattr(beside, "load_vlm", lambda name, device: opened)
+        monkeypatch.setattr(beside, "model_hash", lambda name: "made-up")
+
+    return install

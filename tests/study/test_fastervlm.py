@@ -11,8 +11,7 @@ from tiny_hosts import IMAGE, PATCHES, Picture, model_for, prompt
 from frugalvlm import measure
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS
-from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import beside, fastervlm_report, tables
+from frugalvlm.study import beside, fastervlm_report, reproduce, runs, tables
 from frugalvlm.study.analyses.fastervlm import curves, dispersion, shift
 from frugalvlm.study.costs import visual_flops
 from frugalvlm.study.papers import Paper, load_paper
@@ -112,7 +111,9 @@ def test_claims_about_tiles_quote_the_table(paper):
     assert lead.reported_on_columns == pytest.approx(faster[1] - fastv[1], abs=0.006)
 
 
-def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(paper, tmp_path, monkeypatch):
+def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(
+    paper, tmp_path, monkeypatch, beside_model
+):
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
     options = Options(n=4, benchmarks=("pocket-gqa",), budgets=1)
     other = Options(model="pocket-llava-tiny")
@@ -120,11 +121,7 @@ def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(paper, tmp_path, 
     monkeypatch.setattr(beside, "models_dir", lambda: tmp_path / "none")
     assert beside.beside_runs("fastervlm", "tiles", options) == [], "not installed"
 
-    torch.manual_seed(0)
-    opened = build_model(HD).eval(), build_processor(HD)
-    (tmp_path / "none" / HD).mkdir(parents=True)
-    monkeypatch.setattr(beside, "load_vlm", lambda name, device: opened)
-    monkeypatch.setattr(beside, "model_hash", lambda name: "made-up")
+    beside_model(HD)
     made = beside.beside_runs("fastervlm", "tiles", options)
     assert [(r["request"]["method"]["method"], r["request"]["budget"]) for r in made] == [
         ("vanilla", 144), *((key, 72) for key in (*CONTROLS, "fastv", "fastervlm"))
@@ -138,6 +135,12 @@ def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(paper, tmp_path, 
     shown = tables.accuracy_table(paper, "tiles", made).data
     cell = shown.query("method == 'fastervlm' and benchmark == 'pocket-gqa-hd' and budget == 72")
     assert cell[["paper_score", "n"]].to_numpy().tolist() == [[62.66, len(made[-1]["answers"])]]
+    parts = reproduce.answer_parts("fastervlm", options)
+    assert [(p.benchmark, p.table) for p in parts] == [
+        ("pocket-gqa-hd", "tiles"), ("pocket-gqa", None), (None, None)
+    ]  # fmt: skip
+    monkeypatch.setattr(runs, "_answer", None)  # nothing is answered twice
+    reproduce.do_part(options, parts[0], runs.Silent())
     status = {v.claim.id: v.status for v in verdicts(paper, made, "pocket")}
     assert status["retention-next"] == status["retention-half"] == "not measured"
 

@@ -21,6 +21,7 @@ from frugalvlm.study import records, runs
 from frugalvlm.study import reproduce as rep
 from frugalvlm.study.papers import UnknownPaperError
 from frugalvlm.study.side_by_side import LostProcessError, side_by_side
+from frugalvlm.study.side_by_side import _ready as ready
 from frugalvlm.study.tower_once import tower_once
 
 GQA = "pocket-gqa"
@@ -189,10 +190,14 @@ def test_parts_are_done_side_by_side_and_what_comes_last_waits(work, tmp_path):
 
 
 def test_parts_about_one_benchmark_wait_for_each_other(work, tmp_path):
-    shared = [p for p in work.parts() if p.benchmark == "x"]
-    side_by_side(shared, work.works("note", str(tmp_path)), [_Heard(), _Heard()])
+    a_x, a_last, a_y, b_x = work.parts()
+    waiting = [a_last, b_x, a_y]
+    assert ready(waiting, [a_x]) == a_y, "or a run that both need would be made twice"
+    assert ready([a_last, b_x], [a_x]) is None
+    assert ready([a_last, b_x], []) == b_x
+    side_by_side([a_x, b_x], work.works("note", str(tmp_path)), [_Heard(), _Heard()])
     first, second = ((tmp_path / name).read_text().split() for name in ("a-x", "b-x"))
-    assert float(second[0]) >= float(first[1]), "or a run that both need would be made twice"
+    assert float(second[0]) >= float(first[1])
 
 
 @pytest.mark.parametrize(
@@ -243,6 +248,9 @@ def test_nothing_timed_is_measured_beside_other_work(key, folders, tmp_path, mon
         assert {("efficiency", None), ("analysis", "guide cost"), ("analysis", "exit")} <= names
     if key == "early_exit":
         assert ("analysis", "time") in names
+    if key == "aim":
+        (costs,) = [r for r in alone if r["kind"] == "efficiency"]
+        assert {"aim", "aim_merge", "aim_early"} <= {row["method"] for row in costs["rows"]}
 
 
 def test_all_papers_that_run_are_meant_by_all():

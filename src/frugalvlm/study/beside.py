@@ -58,7 +58,7 @@ def beside_runs(
 
     paper = load_paper(key)
     table = next((t for t in tables_beside(paper, options) if t.id == table_id), None)
-    if table is None or table.pocket_model is None:
+    if table is None or table.pocket_model is None or not columns_beside(table, options):
         return []
     name, reporter = table.pocket_model, reporter or Silent()
     model, processor = load_vlm(name, device=options.device)

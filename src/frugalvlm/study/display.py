@@ -117,7 +117,8 @@ class Table:
             for header, column in zip(self.headers, cells, strict=True)
         ]
         # Where a line gets too long, names of several words take several lines.
-        word = max(len(word) for text in (self.headers[0], *cells[0]) for word in text.split())
+        words = [word for text in (self.headers[0], *cells[0]) for word in text.split()]
+        word = max(map(len, words), default=0)
         widths[0] = max(word, widths[0] - max(0, sum(widths) + 2 * len(widths) - 2 - TERMINAL))
         return widths
 

@@ -492,6 +492,8 @@ def _check(paper: Paper) -> None:
                 raise ValueError(f"{where}: a quantity needs a threshold")
     for table in paper.tables:
         _subset(table.scales, SCALES, f"layout {table.id}")
+        if table.pocket_model and table is next(t for t in paper.tables if "pocket" in t.scales):
+            raise ValueError(f"layout {table.id}: the main table must stand before it")
         if table.baseline not in [row.method for row in table.rows]:
             raise ValueError(f"layout {table.id}: its baseline is none of its rows")
 

@@ -406,7 +406,10 @@ def reproduce_all(
 
 
 def answer_parts(key: str, options: Options) -> list[Part]:
-    """What of a paper can be done beside other work: its table by benchmark, then its analysis."""
+    """What of a paper can be done beside other work.
+
+    By benchmark its tables, those of other models first (they take longest); then its analysis.
+    """
     paper = load_paper(key)
     table = next((t for t in paper.tables if "pocket" in t.scales), None)
     names = [] if table is None else options.benchmarks or [column.id for column in table.columns]
