@@ -194,7 +194,7 @@ def test_parts_about_one_benchmark_wait_for_each_other(work, tmp_path):
     waiting = [a_last, b_x, a_y]
     assert ready(waiting, [a_x]) == a_y, "or a run that both need would be made twice"
     assert ready([a_last, b_x], [a_x]) is None
-    assert ready([a_last, b_x], []) == b_x
+    assert ready([a_last, b_x], []) == a_last
     side_by_side([a_x, b_x], work.works("note", str(tmp_path)), [_Heard(), _Heard()])
     first, second = ((tmp_path / name).read_text().split() for name in ("a-x", "b-x"))
     assert float(second[0]) >= float(first[1])
@@ -258,6 +258,17 @@ def test_all_papers_that_run_are_meant_by_all():
     assert "visionzip" in rep.runnable("blueprint")
     with pytest.raises(rep.ScaleError, match="name one with --paper"):
         rep.runnable("full")
+
+
+@pytest.mark.notebook
+def test_one_paper_is_answered_side_by_side_too(folders, tmp_path, monkeypatch):
+    monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
+    monkeypatch.setattr(runs, "_answer", None)  # not in this process
+    folder = rep.reproduce("visionzip", options=_options(folders, force=True))
+    assert (folder / "visionzip.html").stat().st_size > 10_000
+    made = records.read_records(folder / "records")
+    assert [r["kind"] for r in made].count("accuracy") == 1 + 7
+    assert {r["kind"] for r in made} == {"accuracy", "efficiency", "attention"}
 
 
 @pytest.mark.notebook

@@ -323,6 +323,9 @@ def reproduce(
 ) -> Path:
     """Everything behind `invoke reproduce`: runs, tables, verdicts, notebook, page.
 
+    At the pocket scale answers come first, benchmarks side by side, one process per core; what is
+    measured runs alone on the machine.
+
     Args:
         key: the paper.
         scale: "pocket", "blueprint" or "full".
@@ -333,7 +336,7 @@ def reproduce(
         The folder of the results.
 
     Raises:
-        UnknownPaperError, ScaleError, WeightsError: each with the remedy.
+        UnknownPaperError, ScaleError, WeightsError, LostProcessError: each with the remedy.
     """
     from frugalvlm.study.report import print_report
 
@@ -343,6 +346,10 @@ def reproduce(
         _full(paper, options)
     if scale not in RUNNERS:
         raise ScaleError(f"Unknown scale '{scale}': pocket, blueprint or full.")
+    if scale == "pocket":
+        _bench(key, options)  # what is missing is said before anything starts
+        options = _from_now_on(options)
+        _side_by_side(answer_parts(key, options), options, console)
     with progress(console) as reporter:
         made = RUNNERS[scale](key, options, reporter)
     print_report(paper, scale, made, console)
@@ -390,8 +397,7 @@ def reproduce_all(
     from frugalvlm.study.report import print_summary
 
     options, console = options or Options(), console or Console()
-    # Forced runs, too, are shared, and made once by the three steps together.
-    options = replace(options, since=datetime.now(UTC).replace(microsecond=0))
+    options = _from_now_on(options)
     keys, made, started = runnable(scale), {}, time.monotonic()
     if scale == "pocket":
         parts = [part for key in keys for part in answer_parts(key, options)]
@@ -403,6 +409,11 @@ def reproduce_all(
         _side_by_side([Part(key, "page") for key in keys], options, console)
     print_summary(made, scale, time.monotonic() - started, console)
     return [folder_of(key, scale) for key in keys]
+
+
+def _from_now_on(options: Options) -> Options:
+    """Forced runs, too, are shared, and made once by all steps together."""
+    return replace(options, since=datetime.now(UTC).replace(microsecond=0))
 
 
 def answer_parts(key: str, options: Options) -> list[Part]:

@@ -99,7 +99,7 @@ def side_by_side(
 
 def _hand_out(waiting: list[Part], told: dict[Connection, Reporter], overall: Reporter) -> None:
     """Give every idle process the first part that may begin, until all are done."""
-    overall.start("all papers", len(waiting))
+    overall.start("all parts", len(waiting))
     running: dict[Connection, Part] = {}
     while waiting or running:
         for ours in told:
