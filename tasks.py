@@ -34,7 +34,7 @@ def papers(c: Context):
         "paper": "key of the paper, see `invoke papers`",
         "all_": "every paper that runs at this scale, sharing what can be shared",
         "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
-        "n": "questions per benchmark; 0: 300 for one paper, 150 for all",
+        "n": "questions per benchmark; 0: 300 for one paper, 100 for all",
         "model": "embedded model, folder or Hub id",
         "revision": "branch, tag or commit of a Hub model",
         "device": "cpu or cuda",
@@ -51,7 +51,7 @@ def reproduce(
     if bool(paper) == all_:
         raise Exit("Give either --paper KEY (`invoke papers` lists them) or --all.", code=2)
     options = study.Options(
-        n=n or (study.QUESTIONS_OF_ALL if all_ else study.QUESTIONS),
+        **(study.QUICK if all_ and not n else {"n": n or study.QUESTIONS}),
         model=model or study.POCKET_MODEL,
         revision=revision,
         device=device,

@@ -38,9 +38,9 @@ def test_papers_lists_all_thirteen():
 
 @pytest.mark.parametrize(
     ("arguments", "n"),
-    [({"paper": "aim"}, 300), ({"all_": True}, 150), ({"all_": True, "n": 7}, 7)],
+    [({"paper": "aim"}, 300), ({"all_": True}, 100), ({"all_": True, "n": 7}, 7)],
 )
-def test_all_papers_are_asked_half_as_much(arguments, n, monkeypatch):
+def test_all_papers_are_asked_less(arguments, n, monkeypatch):
     monkeypatch.syspath_prepend(str(project_root()))
     import tasks
 
