@@ -15,6 +15,7 @@ import yaml
 from frugalvlm import paths
 from frugalvlm.paths import project_root
 from frugalvlm.study import papers
+from frugalvlm.study.display import labels_of
 from frugalvlm.study.papers import KEYS, SCALES, Paper, load_paper
 
 AVERAGE_TOLERANCE = 0.15  # cells and averages are printed to one decimal
@@ -310,6 +311,12 @@ def test_unknown_paper_lists_the_known_ones() -> None:
 
 
 # --- layouts and claims of VisionZip -------------------------------------------------------
+
+
+def test_names_are_those_of_the_pocket_tables() -> None:
+    names = labels_of("gsearch")
+    assert names["gsearch"] == "P-Sigmoid", "the blueprint table says more"
+    assert names["gsearch_greedy"] == "G-Search (found rates)", "it stands in no table"
 
 
 def test_table1_layout_resolves_to_printed_numbers(visionzip: Paper) -> None:

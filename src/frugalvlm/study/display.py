@@ -199,11 +199,12 @@ def budget_heading(tokens: int, total: int, budget: Budget | None, model: Layout
 
 
 def labels_of(paper: Paper | str | None) -> dict[str, str]:
-    """What the layouts of a paper call its methods, by key."""
+    """What a paper's layouts call its methods, by key; the pocket tables' names come first."""
     if paper is None:
         return {}
     paper = load_paper(paper) if isinstance(paper, str) else paper
-    return {row.method: row.label for layout in paper.tables for row in layout.rows}
+    layouts = sorted(paper.tables, key=lambda layout: "pocket" in layout.scales)
+    return {row.method: row.label for t in layouts for row in t.rows} | dict(paper.labels)
 
 
 def plus_minus(value: float, low: float | None, high: float | None, digits: int) -> str:

@@ -279,7 +279,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Paper:
-    """One surveyed paper; ``figures`` and ``reported`` give its published numbers."""
+    """One surveyed paper; ``figures`` and ``reported`` give its published numbers.
+
+    ``labels``: names of methods that stand in no layout, or under a name that says too little.
+    """
 
     key: str
     title: str
@@ -299,6 +302,7 @@ class Paper:
     anomalies: tuple[Anomaly, ...] = ()
     averages: tuple[Average, ...] = ()
     tables: tuple[Table, ...] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
     folder: Path = field(default=Path(), repr=False, compare=False)
 
     @property
