@@ -9,12 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from frugalvlm.benchmarks import load_benchmark
-from frugalvlm.hosts import host_for
 from frugalvlm.loading import load_vlm, model_hash, models_dir
+from frugalvlm.study.cells import answer_cells
 from frugalvlm.study.papers import Paper, Table, load_paper
 from frugalvlm.study.records import Record
-from frugalvlm.study.runs import Batches, Reporter, Silent, accuracy_run
+from frugalvlm.study.runs import Reporter, Silent
 
 if TYPE_CHECKING:
     from frugalvlm.study.reproduce import Options
@@ -33,9 +32,13 @@ def tables_beside(paper: Paper, options: Options) -> list[Table]:
 
 
 def columns_beside(table: Table, options: Options) -> list[str]:
-    """Ids of the benchmarks to run, where some of the main table's were asked for."""
-    asked = options.benchmarks
-    return [c.id for c in table.columns if not asked or c.id.removesuffix("-hd") in asked]
+    """Ids of the benchmarks to run: those asked for, by their ids here or in the main table."""
+    asked = set(options.benchmarks or ())
+    return [
+        column.id
+        for column in table.columns
+        if not asked or asked & {column.id, column.id.removesuffix("-hd")}
+    ]
 
 
 def beside_runs(
@@ -48,7 +51,7 @@ def beside_runs(
     Args:
         key: the paper.
         table_id: which of its layouts.
-        options: as for the paper's main table; benchmarks by their ids there (without "-hd").
+        options: as for the paper's main table; for its benchmarks see `columns_beside`.
         reporter: told of progress.
 
     Returns:
@@ -58,20 +61,14 @@ def beside_runs(
 
     paper = load_paper(key)
     table = next((t for t in tables_beside(paper, options) if t.id == table_id), None)
-    if table is None or table.pocket_model is None or not columns_beside(table, options):
+    if table is None or table.pocket_model is None:
+        return []
+    columns = columns_beside(table, options)
+    if not columns:
         return []
     name, reporter = table.pocket_model, reporter or Silent()
     model, processor = load_vlm(name, device=options.device)
     own = replace(options, model=name, n=-(-options.n // 2))
     setting = reproduce.pocket_setting(key, own, model_hash(name), beside=name)
-    shape, made = host_for(model).shape, []
-    rows = reproduce.rows_of(table, own)
-    plan = [(reproduce.planned(table, method, b, shape), b) for method, b in rows]
-    for column in columns_beside(table, options):
-        benchmark = load_benchmark(column)
-        batches = Batches(benchmark, processor, setting.split, setting.n, setting.device)
-        made += [
-            accuracy_run(setting, model, benchmark, batches, method, budget, reporter)
-            for method, budget in plan
-        ]
-    return made
+    plan = reproduce.plan_of(table, own, model)
+    return answer_cells(setting, model, processor, columns, plan, reporter)

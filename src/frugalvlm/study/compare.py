@@ -248,7 +248,7 @@ class Comparison:
         timed = {p for p, _ in self.timed}
         lines = []
         for paper in all_papers():
-            layout = next((t for t in paper.tables if "pocket" in t.scales), None)
+            layout = paper.pocket_table
             if layout is None or paper.status["pocket"] == "planned":
                 continue
             cells = {

@@ -330,6 +330,11 @@ class Paper:
         """The claim with this id."""
         return _named(self.claims, claim_id, f"{self.key} has no claim")
 
+    @property
+    def pocket_table(self) -> Table | None:
+        """The main table of the pocket scale: the first one with a counterpart there."""
+        return next((table for table in self.tables if "pocket" in table.scales), None)
+
     def table(self, table_id: str) -> Table:
         """The layout with this id."""
         return _named(self.tables, table_id, f"{self.key} has no layout")
@@ -496,7 +501,7 @@ def _check(paper: Paper) -> None:
                 raise ValueError(f"{where}: a quantity needs a threshold")
     for table in paper.tables:
         _subset(table.scales, SCALES, f"layout {table.id}")
-        if table.pocket_model and table is next(t for t in paper.tables if "pocket" in t.scales):
+        if table.pocket_model and table is paper.pocket_table:
             raise ValueError(f"layout {table.id}: the main table must stand before it")
         if table.baseline not in [row.method for row in table.rows]:
             raise ValueError(f"layout {table.id}: its baseline is none of its rows")

@@ -24,7 +24,6 @@ from rich.progress import (
 from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm import measure
-from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.hosts import host_for
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.methods import Method, method_class
@@ -35,14 +34,13 @@ from frugalvlm.study.analyses import ANALYSES, BLUEPRINT_ANALYSES, MORE_COSTS
 from frugalvlm.study.analyses.sgl import with_guide
 from frugalvlm.study.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.study.blueprint import blueprint, count
+from frugalvlm.study.cells import answer_cells
 from frugalvlm.study.notebooks import execute_paper_notebook
 from frugalvlm.study.papers import KEYS, Paper, Table, all_papers, load_paper
 from frugalvlm.study.runs import (
-    Batches,
     Reporter,
     Setting,
     Silent,
-    accuracy_run,
     attention_run,
     budgeted,
     code_hash,
@@ -136,15 +134,13 @@ def run_pocket(
     """
     options, reporter = options or Options(), reporter or Silent()
     bench = _bench(key, options)
-    made, analysed = _answers(bench, options, reporter), []
+    made, analysed, costed = _answers(bench, options, reporter), [], list(bench.plan)
     if key in ANALYSES:
         analysed = ANALYSES[key](bench.setting, bench.model, bench.processor, options, reporter)
     if key in MORE_COSTS:
         more = MORE_COSTS[key](analysed, bench.model)
-        bench = replace(
-            bench, costed=[*bench.plan, *(run for run in more if run not in bench.plan)]
-        )
-    made += _costs(bench, options, reporter) + analysed
+        costed += [run for run in more if run not in costed]
+    made += _costs(bench, costed, options, reporter) + analysed
     for table in tables_beside(load_paper(key), options):  # another model's; kept apart
         beside_runs(key, table.id, options, reporter)
     return made
@@ -157,7 +153,6 @@ class _Bench:
     Attributes:
         table: the one to rebuild; None for a paper that is its analysis alone.
         plan: methods and budgets of its rows.
-        costed: those whose cost is measured.
         setting: what all runs share.
         model: the untouched model.
         processor: of the model.
@@ -165,7 +160,6 @@ class _Bench:
 
     table: Table | None
     plan: list[tuple[Method, int]]
-    costed: list[tuple[Method, int]]
     setting: Setting
     model: PreTrainedModel
     processor: ProcessorMixin
@@ -179,10 +173,8 @@ def _bench(key: str, options: Options, timed: bool = True) -> _Bench:
     setting = replace(pocket_setting(key, options, weights), timed=timed)
     plan: list[tuple[Method, int]] = []
     if table is not None:
-        shape = host_for(model).shape
-        plan = [(planned(table, row, b, shape), b) for row, b in rows_of(table, options)]
-        plan = with_guide(plan, options, processor)
-    return _Bench(table, plan, plan, setting, model, processor)
+        plan = with_guide(plan_of(table, options, model), options, processor)
+    return _Bench(table, plan, setting, model, processor)
 
 
 @lru_cache(maxsize=1)
@@ -193,36 +185,25 @@ def _loaded(
     return load_vlm(name, revision=revision, device=device)
 
 
-@lru_cache(maxsize=8)
-def _batches(benchmark: str, processor: ProcessorMixin, split: str, n: int, device: str) -> Batches:
-    """A benchmark's questions, prepared once for all papers."""
-    return Batches(load_benchmark(benchmark), processor, split, n, device)
-
-
 def _answers(bench: _Bench, options: Options, reporter: Reporter) -> list[records.Record]:
     """Accuracy of every cell of the table."""
     if bench.table is None:
         return []
-    setting, made = bench.setting, []
-    for name in options.benchmarks or [column.id for column in bench.table.columns]:
-        batches = _batches(name, bench.processor, setting.split, setting.n, setting.device)
-        made += [
-            accuracy_run(
-                setting, bench.model, load_benchmark(name), batches, method, budget, reporter
-            )
-            for method, budget in bench.plan
-        ]
-    return made
+    names = options.benchmarks or [column.id for column in bench.table.columns]
+    opened = bench.setting, bench.model, bench.processor
+    return answer_cells(*opened, names, bench.plan, reporter)
 
 
-def _costs(bench: _Bench, options: Options, reporter: Reporter) -> list[records.Record]:
+def _costs(
+    bench: _Bench, costed: list[tuple[Method, int]], options: Options, reporter: Reporter
+) -> list[records.Record]:
     """The cost of the table's rows and of what is beside them, and the tower's attention."""
     if bench.table is None:
         return []
     opened = bench.setting, bench.model, bench.processor
     return [
         efficiency_run(
-            *opened, bench.costed, reporter,
+            *opened, costed, reporter,
             repeats=options.repeats, energy_window_s=options.energy_window_s,
         ),
         attention_run(*opened, reporter, images=min(100, options.n)),
@@ -235,9 +216,8 @@ def pocket_table(paper: Paper) -> Table:
     Raises:
         ScaleError: when there is none; the message lists the papers that have one.
     """
-    for table in paper.tables:
-        if "pocket" in table.scales:
-            return table
+    if paper.pocket_table is not None:
+        return paper.pocket_table
     raise ScaleError(
         f"The tables of '{paper.key}' are not reproduced at the pocket scale yet; "
         "`invoke papers` shows which papers are."
@@ -255,6 +235,12 @@ def rows_of(table: Table, options: Options) -> list[tuple[str, int]]:
         (table.baseline, tokens),
         *((method, budget) for budget in budgets[: options.budgets] for method in others),
     ]
+
+
+def plan_of(table: Table, options: Options, model: PreTrainedModel) -> list[tuple[Method, int]]:
+    """Method and budget of every row, for a model."""
+    shape = host_for(model).shape
+    return [(planned(table, key, b, shape), b) for key, b in rows_of(table, options)]
 
 
 def planned(table: Table, key: str, budget: int, shape: Shape) -> Method:
@@ -423,7 +409,7 @@ def answer_parts(key: str, options: Options) -> list[Part]:
     By benchmark its tables, those of other models first (they take longest); then its analysis.
     """
     paper = load_paper(key)
-    table = next((t for t in paper.tables if "pocket" in t.scales), None)
+    table = paper.pocket_table
     names = [] if table is None else options.benchmarks or [column.id for column in table.columns]
     parts = [
         Part(key, "answers", name, table.id)
@@ -440,14 +426,16 @@ def do_part(options: Options, part: Part, reporter: Reporter) -> None:
         reporter.start(f"{part.paper}: page", 1)
         execute_paper_notebook(part.paper, options, folder_of(part.paper, "pocket"))
         reporter.advance(1)
-    elif part.table is not None and part.benchmark is not None:
-        options = replace(options, benchmarks=(part.benchmark.removesuffix("-hd"),))
-        beside_runs(part.paper, part.table, options, reporter)
-    elif part.benchmark is not None:
+        return
+    if part.benchmark is not None:
         options = replace(options, benchmarks=(part.benchmark,))
-        _answers(_bench(part.paper, options, timed=False), options, reporter)
+    if part.table is not None:
+        beside_runs(part.paper, part.table, options, reporter)
+        return
+    bench = _bench(part.paper, options, timed=False)
+    if part.benchmark is not None:
+        _answers(bench, options, reporter)
     else:
-        bench = _bench(part.paper, options, timed=False)
         ANALYSES[part.paper](bench.setting, bench.model, bench.processor, options, reporter)
 
 

@@ -31,7 +31,7 @@ ANALYSES: dict[str, Analysis] = {
 }
 # Whose costs are measured beside those of the table's rows; told the analysis's records.
 MORE_COSTS: dict[str, Callable[[Sequence[Record], PreTrainedModel], list[tuple[Method, int]]]] = {
-    "aim": aim.ablation_plan,
+    "aim": lambda made, model: aim.ablation_plan(model),
     "gsearch": gsearch.costed_plan,
 }
 # What a paper's blueprint scale holds beside counted cells; called with the folder for records.

@@ -18,15 +18,15 @@ import pandas as pd
 from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm import measure
-from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import Method
 from frugalvlm.methods.aim import AIM, AIMEarly, AIMMerge
 from frugalvlm.study import records
+from frugalvlm.study.cells import answer_cells
 from frugalvlm.study.display import NONE_PRINTED, Block, Cell, Table
 from frugalvlm.study.papers import load_paper
 from frugalvlm.study.records import Record
-from frugalvlm.study.runs import Batches, Reporter, Setting, accuracy_run, code_hash
+from frugalvlm.study.runs import Reporter, Setting, code_hash
 
 if TYPE_CHECKING:
     from frugalvlm.study.reproduce import Options
@@ -51,20 +51,13 @@ def run(
     reporter: Reporter,
 ) -> list[Record]:
     """Accuracy of the ablation's methods on the benchmarks of the paper's table."""
-    table = next(t for t in load_paper("aim").tables if "pocket" in t.scales)
-    made: list[Record] = []
-    for name in options.benchmarks or tuple(column.id for column in table.columns):
-        benchmark = load_benchmark(name)
-        batches = Batches(benchmark, processor, setting.split, setting.n, setting.device)
-        made += [
-            accuracy_run(setting, model, benchmark, batches, method, kept, reporter)
-            for method, kept in ablation_plan(made, model)
-        ]
-    return made
+    table = load_paper("aim").table("image")
+    names = options.benchmarks or [column.id for column in table.columns]
+    return answer_cells(setting, model, processor, names, ablation_plan(model), reporter)
 
 
-def ablation_plan(made: Sequence[Record], model: PreTrainedModel) -> list[tuple[Method, int]]:
-    """The ablation's methods with their budget; it depends on no record."""
+def ablation_plan(model: PreTrainedModel) -> list[tuple[Method, int]]:
+    """The ablation's methods with their budget."""
     kept = host_for(model).shape.patches // 4
     return [(kind(kept), kept) for kind in ABLATION]
 

@@ -40,6 +40,7 @@ from frugalvlm.methods.gsearch import (
 )
 from frugalvlm.methods.schedules import at_mean
 from frugalvlm.study import records
+from frugalvlm.study.cells import answer_cells
 from frugalvlm.study.papers import Paper, load_paper
 from frugalvlm.study.records import Record
 from frugalvlm.study.runs import (
@@ -47,7 +48,6 @@ from frugalvlm.study.runs import (
     Batches,
     Reporter,
     Setting,
-    accuracy_run,
     answer_all,
     chunks,
     code_hash,
@@ -86,15 +86,8 @@ def run(
     budgets = [b.pocket_tokens for b in layout.budgets if b.pocket_tokens][: options.budgets]
     ranking = ranking_run(setting, model, processor, reporter, min(IMAGES, setting.n))
     search = search_run(setting, model, processor, names, budgets, reporter)
-    made, plan = [ranking, search], found_plan(search, model)
-    for name in names:
-        benchmark = load_benchmark(name)
-        batches = Batches(benchmark, processor, setting.split, setting.n, setting.device)
-        made += [
-            accuracy_run(setting, model, benchmark, batches, method, budget, reporter)
-            for method, budget in plan
-        ]
-    return made
+    plan = found_plan(search, model)
+    return [ranking, search, *answer_cells(setting, model, processor, names, plan, reporter)]
 
 
 # -- searches --------------------------------------------------------------------------------------
