@@ -8,11 +8,11 @@ from invoke.exceptions import Exit
 
 def _run(function, *args, **kwargs):
     """Call into the package; a known problem ends the task with its one sentence."""
-    from frugalvlm.errors import KNOWN
+    from frugalvlm.errors import FrugalError
 
     try:
         return function(*args, **kwargs)
-    except KNOWN as error:
+    except FrugalError as error:
         raise Exit(f"{error}", code=2) from None
     except KeyboardInterrupt:
         raise Exit(
@@ -24,7 +24,7 @@ def _run(function, *args, **kwargs):
 @task
 def papers(c: Context):
     """List the thirteen papers and what is reproduced at which scale."""
-    from frugalvlm.study.report import print_papers
+    from frugalvlm.reproduce.printed import print_papers
 
     _run(print_papers)
 
@@ -46,7 +46,7 @@ def reproduce(
     force=False,
 ):  # fmt: skip
     """Reproduce a paper's tables, or all of them: runs, verdicts, executed notebook, HTML page."""
-    from frugalvlm.study import reproduce as study
+    from frugalvlm.reproduce import command as study
 
     if bool(paper) == all_:
         raise Exit("Give either --paper KEY (`invoke papers` lists them) or --all.", code=2)
@@ -66,7 +66,7 @@ def reproduce(
 @task
 def compare(c: Context):
     """Set all recorded methods side by side: accuracy, efficiency, emissions; nothing is run."""
-    from frugalvlm.study.report import compare
+    from frugalvlm.reproduce.printed import compare
 
     _run(compare)
 
@@ -116,7 +116,7 @@ def lint(c: Context):
 @task(help={"device": "cpu or cuda"})
 def bench(c: Context, device="cpu"):
     """Measure each method's own tax on prefill, and what scores cost; writes results/benchmark/."""
-    from frugalvlm.study.bench import print_bench
+    from frugalvlm.bench.command import print_bench
 
     _run(print_bench, device)
 
@@ -124,7 +124,7 @@ def bench(c: Context, device="cpu"):
 @task
 def readme(c: Context):
     """Regenerate the tables of README.md and of the model cards from the committed records."""
-    from frugalvlm.study.readme import update_all
+    from frugalvlm.reproduce.readme import update_all
 
     _run(update_all)
 

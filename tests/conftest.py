@@ -12,9 +12,6 @@ sys.path.insert(0, str(Path(__file__).parent / "contract"))
 
 # The axes written in annotations are checked while tests run, and only then.
 install_import_hook(
-    [
-        f"frugalvlm.{name}"
-        for name in ("views", "surgery", "exits", "trace", "guidance", "hosts", "methods")
-    ],
+    [f"frugalvlm.{name}" for name in ("views", "trace", "engine", "hosts", "methods")],
     "shape_checks.check",
 )

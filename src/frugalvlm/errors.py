@@ -1,28 +1,12 @@
-"""The problems that the kit knows: each is one sentence that names the remedy."""
+"""The ground that every known problem stands on."""
 
 from __future__ import annotations
 
-from frugalvlm.loading import WeightsError
-from frugalvlm.pocket.train import TrainingError
-from frugalvlm.study.notebooks import NotebookError
-from frugalvlm.study.papers import UnknownPaperError
-from frugalvlm.study.readme import ReadmeError
-from frugalvlm.study.records import MixedSettingError, RecordError
-from frugalvlm.study.reproduce import ScaleError
-from frugalvlm.study.side_by_side import LostProcessError
-from frugalvlm.views import BudgetError, UnsupportedError
+__all__ = ["FrugalError"]
 
-KNOWN: tuple[type[Exception], ...] = (
-    BudgetError,
-    FileNotFoundError,
-    LostProcessError,
-    MixedSettingError,
-    NotebookError,
-    ReadmeError,
-    RecordError,
-    ScaleError,
-    TrainingError,
-    UnknownPaperError,
-    UnsupportedError,
-    WeightsError,
-)
+
+class FrugalError(Exception):
+    """A problem that the kit knows: its message is one sentence that names the remedy.
+
+    Each derives from it where it belongs, beside the built-in error that Python users expect.
+    """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from frugalvlm.paths import data_dir
+from frugalvlm.pocket.installed import WeightsError, file_hash, models_dir, verify
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.pocket.onevision import PocketOnevisionProcessor
-
-HASHES = "SHA256SUMS.json"
 
 # What a full-scale checkpoint asks for in bfloat16: gigabytes on disk, gigabytes of GPU memory
 # (weights, activations and the KV cache of one prompt). Parameters times two, and some room.
@@ -31,15 +28,6 @@ FULL_SCALE_NEEDS: dict[str, tuple[float, float]] = {
     "llava-hf/llava-v1.6-vicuna-7b-hf": (14.1, 20.0),
     "llava-hf/llava-v1.6-vicuna-13b-hf": (26.7, 34.0),
 }
-
-
-class WeightsError(OSError):
-    """Weights that are missing, damaged or out of reach; the message names the remedy."""
-
-
-def models_dir() -> Path:
-    """The folder of the embedded models."""
-    return data_dir() / "models"
 
 
 def load_vlm(
@@ -125,34 +113,6 @@ def _hub_answers() -> bool:
     return True
 
 
-def verify(folder: Path) -> dict[str, str]:
-    """Check an embedded model against its hashes and return them.
-
-    Raises:
-        WeightsError: when a file is missing or differs.
-    """
-    remedy = (
-        f"restore it with `git checkout -- {folder}`, or train it anew with "
-        f"`invoke train --model {folder.name}`"
-    )
-    sums = folder / HASHES
-    if not sums.is_file():
-        raise WeightsError(f"The embedded model {folder.name} is not in {folder}: {remedy}.")
-    hashes: dict[str, str] = json.loads(sums.read_text())
-    for file, expected in hashes.items():
-        path = folder / file
-        if not path.is_file() or file_hash(path) != expected:
-            what = "differs from its recorded hash" if path.is_file() else "is missing"
-            raise WeightsError(f"{path} {what}: {remedy}.")
-    return hashes
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def model_hash(name: str, revision: str | None = None) -> str:
     """What identifies a model's weights in a record: a hash, or Hub id and revision."""
     if name in SPECS:
@@ -161,26 +121,6 @@ def model_hash(name: str, revision: str | None = None) -> str:
         files = sorted(Path(name).glob("*.safetensors"))
         return hashlib.sha256("".join(map(file_hash, files)).encode()).hexdigest()[:16]
     return f"{name}@{revision or 'main'}"
-
-
-def save_vlm(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) -> None:
-    """Write an embedded model: half-precision safetensors, processor, hashes.
-
-    Weights are stored in float16 to keep the repository small and load as float32.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    half = {key: value.to(torch.float16).contiguous() for key, value in model.state_dict().items()}
-    model.save_pretrained(folder, state_dict=half)
-    processor.save_pretrained(folder)
-    write_hashes(folder)
-
-
-def write_hashes(folder: Path) -> None:
-    """Record the hashes of the files that loading reads, as they are now; the card is free."""
-    read = {".json", ".jinja", ".safetensors"}
-    files = sorted(p for p in folder.iterdir() if p.suffix in read and p.name != HASHES)
-    hashes = {p.name: file_hash(p) for p in files}
-    (folder / HASHES).write_text(json.dumps(hashes, indent=1) + "\n")
 
 
 def _first_line(error: Exception) -> str:

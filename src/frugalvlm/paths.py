@@ -7,13 +7,19 @@ the repository. Two environment variables move them: ``FRUGALVLM_DATA`` and ``FR
 import os
 from pathlib import Path
 
-__all__ = ["data_dir", "project_root", "results_dir"]
+from frugalvlm.errors import FrugalError
+
+__all__ = ["MissingFilesError", "data_dir", "project_root", "results_dir"]
+
+
+class MissingFilesError(FrugalError, FileNotFoundError):
+    """Data or results that are not where they are looked for; the message names the remedy."""
 
 
 def project_root() -> Path:
     """The folder of the repository this package runs from.
 
-    Raises FileNotFoundError when the package was installed without its repository.
+    Raises MissingFilesError when the package was installed without its repository.
     """
     here = Path(__file__).resolve()
     for folder in here.parents:
@@ -21,7 +27,7 @@ def project_root() -> Path:
         # project must not take that project's data folder for ours.
         if (folder / "pyproject.toml").is_file() and (folder / "data" / "papers").is_dir():
             return folder
-    raise FileNotFoundError(
+    raise MissingFilesError(
         f"no folder above {here} holds frugalvlm's pyproject.toml and data/papers: install with "
         "`pip install -e .` inside a clone, or set FRUGALVLM_DATA and FRUGALVLM_RESULTS."
     )
@@ -34,7 +40,7 @@ def data_dir() -> Path:
         return project_root() / "data"
     folder = Path(override).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(
+        raise MissingFilesError(
             f"FRUGALVLM_DATA names {folder}, which is not a folder: point it at the data/ folder "
             "of a frugalvlm clone, or unset it."
         )

@@ -124,7 +124,7 @@ class Trace:
         Raises:
             ValueError: when the last prompt had no image, or none was seen.
         """
-        from frugalvlm.study.plots import draw_kept_patches
+        from frugalvlm.drawing import draw_kept_patches
 
         return draw_kept_patches(image, self.grid, self.kept[crop], self.merged[crop], ax)
 
@@ -136,22 +136,22 @@ class Trace:
         if not self.tokens_per_layer:
             raise ValueError("The last prompt had no image, so nothing was kept or dropped.")
 
-    def _start(
+    def note_prompt(
         self,
         counts: tuple[int, ...] = (),
         crops: tuple[int, ...] = (),
         origins: Callable[[], list[list[int]]] = list,
         merged_into: Tensor | None = None,
     ) -> None:
-        """A new prompt: tokens and crops of each image; nothing for a prompt without one."""
+        """Told by the engine: a new prompt: tokens and crops of each image; nothing for a prompt without one."""
         self.calls += 1
         self.tokens_per_layer, self.spread, self.visible_per_layer, self._cuts = [], [], [], []
         self._origins, self._crops, self._merged_into = origins, crops, merged_into
         if counts:
             self._set_from(0, counts)
 
-    def _cut(self, layer: int, kept: Kept, hidden: bool = False) -> None:
-        """From decoder layer `layer` on, images have (or, where others are hidden, show) these."""
+    def note_cut(self, layer: int, kept: Kept, hidden: bool = False) -> None:
+        """Told by the engine: from decoder layer `layer` on, images have (or, where others are hidden, show) these."""
         self._cuts.append((layer, kept))
         self._set_from(layer, kept.counts, hidden)
 
@@ -162,3 +162,27 @@ class Trace:
         if not hidden:
             self.tokens_per_layer = [*self.tokens_per_layer[:layer], *[mean] * rest]
             self.spread = [*self.spread[:layer], *[spread] * rest]
+
+
+@dataclass
+class ExitTrace(Trace):
+    """Where tokens left. Visual tokens are untouched and not traced.
+
+    Attributes:
+        exits: for every decoding pass and row the block after which it left; the number of blocks
+            where it ran through.
+    """
+
+    exits: list[list[int]] = field(default_factory=list)
+
+    @property
+    def mean_layers(self) -> float:
+        """Blocks per decoded token, mean over passes and rows.
+
+        Raises:
+            ValueError: when nothing was decoded.
+        """
+        every = [layer for row in self.exits for layer in row]
+        if not every:
+            raise ValueError("Nothing was decoded: run model.generate inside the block.")
+        return sum(every) / len(every)

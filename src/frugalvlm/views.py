@@ -11,23 +11,27 @@ patch tokens, `visual` the visual tokens still present at a decoder layer.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from frugalvlm.errors import FrugalError
+
 CLS_SOURCE = -1  # in `Reduced.source`: the tower's [CLS] token
 MERGED_SOURCE = -2  # in `Reduced.source`: a token made by merging, at no single place
 
 
-class UnsupportedError(ValueError):
+class UnsupportedError(FrugalError, ValueError):
     """A method asks for something that this model, input or setting cannot give."""
 
 
-class BudgetError(ValueError):
+class BudgetError(FrugalError, ValueError):
     """A number of visual tokens that cannot be kept."""
 
 
@@ -220,6 +224,7 @@ class LayerView:
         rows: [images] batch row of each image.
         decoder_layers: layers of the decoder.
         entered: visual tokens of each image that the decoder was given.
+        hidden: [batch, length, width] what the layer is about to read.
     """
 
     def __init__(
@@ -246,7 +251,7 @@ class LayerView:
         self.rows = rows
         self.decoder_layers = decoder_layers
         self.entered = entered or counts
-        self._hidden = hidden
+        self.hidden = hidden
         self._last = last
         self._attention_of = attention_of
         self._real = real
@@ -255,7 +260,7 @@ class LayerView:
     @property
     def tokens(self) -> Float[Tensor, "images visual width"]:
         """Hidden states of the visual tokens; padding slots hold some other token's."""
-        return self._hidden[self.rows[:, None], self._visual_or_any]
+        return self.hidden[self.rows[:, None], self._visual_or_any]
 
     @cached_property
     def last_token_attention(self) -> Float[Tensor, "images heads visual"]:
@@ -280,8 +285,15 @@ class LayerView:
     def real(self) -> Bool[Tensor, "batch length"]:
         """Which positions of the sequence are not padding."""
         if self._real is None:
-            return torch.ones(self._hidden.shape[:2], dtype=torch.bool, device=self._hidden.device)
+            return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
         return self._real
+
+    def with_attention(self, attention_of: Callable[..., Tensor]) -> LayerView:
+        """The same view with another attention: of chosen positions, at a temperature."""
+        other = copy.copy(self)
+        other.__dict__.pop("last_token_attention", None)  # remembered, of this one
+        other._attention_of = attention_of
+        return other
 
     def attention_rows(
         self, queries: Int[Tensor, "batch queries"], temperature: float = 1.0
@@ -320,7 +332,7 @@ class LayerView:
     @property
     def _visual_or_any(self) -> Int[Tensor, "images visual"]:
         """`visual` with padding slots, which lie behind the sequence, moved onto its end."""
-        return self.visual.clamp(max=self._hidden.shape[1] - 1)
+        return self.visual.clamp(max=self.hidden.shape[1] - 1)
 
     def per_crop(self, kept_tokens: int) -> tuple[int, ...]:
         """A budget per crop as a budget per image, never above what the image still has.
@@ -352,6 +364,27 @@ class Kept:
     counts: tuple[int, ...]
     values: Float[Tensor, "images kept width"] | None = None
     holds: Int[Tensor, "images kept"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class SmallModel:
+    """A small vision-language model that guides a large one of its family.
+
+    Attributes:
+        model: the small model, unmodified.
+        name: what records call it; name its weights, for example `pocket-llava-small@1f0c`.
+            Default: its folder or Hub id.
+        max_new_tokens: length of its answer (SGL's released code: 10 or 100, by benchmark).
+    """
+
+    model: Any
+    name: str = ""
+    max_new_tokens: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            known = getattr(self.model.config, "name_or_path", "") or type(self.model).__name__
+            object.__setattr__(self, "name", known)
 
 
 def keep_top(score: Float[Tensor, "images visual"], counts: tuple[int, ...]) -> Kept:

@@ -22,7 +22,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from frugalvlm.guidance import Guide
+from frugalvlm.engine.guidance import Guide
 from frugalvlm.methods import (
     AIM,
     METHODS,

@@ -25,10 +25,10 @@ from tiny_hosts import (
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from frugalvlm import measure
-from frugalvlm.guidance import Guide
+from frugalvlm.engine.guidance import Guide
 from frugalvlm.methods import SGL, FastV, Vanilla, VisionZip
 from frugalvlm.methods.sgl import confidence, exit_score
-from frugalvlm.study.costs import flops_parts
+from frugalvlm.runs.costs import flops_parts
 from frugalvlm.views import BudgetError, UnsupportedError
 
 METHOD = SGL(KEPT, K / LAYERS)

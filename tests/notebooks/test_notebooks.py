@@ -12,11 +12,11 @@ import pytest
 import torch
 from papermill.parameterize import parameterize_notebook
 
-from frugalvlm.loading import save_vlm
+from frugalvlm.papers.paper import KEYS
 from frugalvlm.paths import project_root
+from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import notebooks
-from frugalvlm.study.papers import KEYS
+from frugalvlm.report import notebooks
 
 SOURCES = sorted((project_root() / "notebooks").rglob("*.ipynb"))
 SMALL = {

@@ -6,8 +6,9 @@ import torch
 from transformers import AutoProcessor
 
 from frugalvlm import loading
-from frugalvlm.loading import WeightsError, load_vlm, save_vlm
+from frugalvlm.loading import load_vlm
 from frugalvlm.pocket.clips import FRAMES, clip_questions, make_clip
+from frugalvlm.pocket.installed import WeightsError, save_vlm
 from frugalvlm.pocket.models import SPECS, build_model, build_processor, build_tokenizer
 from frugalvlm.pocket.objectives import InstructObjective, Scaffold, clip_features
 from frugalvlm.pocket.onevision import PocketOnevisionProcessor

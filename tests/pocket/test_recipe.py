@@ -66,7 +66,7 @@ def test_a_run_that_forgets_the_optimiser_is_another_run(stage, tmp_path, monkey
     plan = [PLAN[stage]]
     train(NAME, tmp_path / "whole", stages=plan, quiet=True)
     train(NAME, tmp_path / "torn", stages=plan, quiet=True, stop_after=1)
-    monkeypatch.setattr(recipe._Run, "restore_optimizer", lambda *_: None)
+    monkeypatch.setattr(recipe.RunFiles, "restore_optimizer", lambda *_: None)
     train(NAME, tmp_path / "torn", stages=plan, quiet=True)
     whole, torn = _checkpoint(tmp_path / "whole"), _checkpoint(tmp_path / "torn")
     assert any(not torch.equal(whole[k], torn[k]) for k in whole)

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
-from frugalvlm.loading import load_vlm, save_vlm
+from frugalvlm.digest import request_hash
+from frugalvlm.loading import load_vlm
+from frugalvlm.papers.paper import Paper, load_paper
+from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import beside
-from frugalvlm.study.papers import Paper, load_paper
-from frugalvlm.study.records import request_hash
+from frugalvlm.reproduce import beside
 
 COLUMNS = ("pocket-gqa", "pocket-pope", "pocket-mme", "pocket-textvqa", "pocket-sqa",
            "pocket-vqav2")  # fmt: skip

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from frugalvlm.study.papers import UnknownPaperError
-from frugalvlm.study.side_by_side import Part
+from frugalvlm.papers.paper import UnknownPaperError
+from frugalvlm.reproduce.side_by_side import Part
 
 
 def note(folder, part, reporter):

@@ -2,12 +2,13 @@
 
 import pytest
 
+from frugalvlm.papers.paper import load_paper
 from frugalvlm.paths import project_root
-from frugalvlm.study import beside, tables
-from frugalvlm.study.papers import load_paper
-from frugalvlm.study.records import read_records
-from frugalvlm.study.reproduce import Options
-from frugalvlm.study.verdicts import all_verdicts, verdicts
+from frugalvlm.report import tables
+from frugalvlm.reproduce import beside
+from frugalvlm.runs.options import Options
+from frugalvlm.runs.records import read_records
+from frugalvlm.verdicts.verdicts import all_verdicts, verdicts
 
 SIGLIP = "pocket-siglip-base"
 CLAIMS = (

@@ -2,9 +2,9 @@
 
 import pytest
 
-from frugalvlm.study.analyses import aim
-from frugalvlm.study.papers import load_paper
-from frugalvlm.study.verdicts import verdicts
+from frugalvlm.papers.paper import load_paper
+from frugalvlm.studies import aim
+from frugalvlm.verdicts.verdicts import verdicts
 
 VICUNA, QWEN = aim.DECODERS["LLaVA-1.5-7B"], aim.DECODERS["LLaVA-OneVision-7B"]
 

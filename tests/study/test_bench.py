@@ -11,9 +11,11 @@ import torch
 from rich.console import Console
 
 from frugalvlm import measure
+from frugalvlm.bench import command as bench
+from frugalvlm.bench import score_costs, tax
 from frugalvlm.methods import METHODS
 from frugalvlm.pocket.models import build_model
-from frugalvlm.study import bench, records, score_costs, tax
+from frugalvlm.runs import records
 
 matplotlib.use("Agg")
 

@@ -5,9 +5,8 @@ import pytest
 import torch
 from transformers import BatchFeature
 
-from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.benchmarks import asking, load_benchmark
 from frugalvlm.pocket.models import VIDEO_TOKEN, build_model, build_processor, build_tokenizer
-from frugalvlm.study import runs
 from frugalvlm.views import UnsupportedError
 
 VIDEO = load_benchmark("pocket-video")
@@ -38,7 +37,7 @@ def model():
 
 @pytest.fixture(scope="module")
 def batches():
-    return runs.Batches(VIDEO, Processor(), "test", 6, "cpu")
+    return asking.Batches(VIDEO, Processor(), "test", 6, "cpu")
 
 
 def test_the_frames_of_a_clip_arrive_in_order(batches):
@@ -56,12 +55,12 @@ def test_the_frames_of_a_clip_arrive_in_order(batches):
 
 
 def test_a_video_model_answers_with_and_without_pictures(model, batches, monkeypatch):
-    answers = runs.answer_all(model, batches, VIDEO.max_new_tokens)
+    answers = asking.answer_all(model, batches, VIDEO.max_new_tokens)
     assert len(answers) == 6
     assert all(isinstance(a, str) for a in answers)
     given = []
-    monkeypatch.setattr(runs, "_answer", lambda m, p, inputs, n: given.append(inputs) or [""] * 6)
-    runs.answer_all(model, batches, VIDEO.max_new_tokens, blank=True)
+    monkeypatch.setattr(asking, "answer", lambda m, p, inputs, n: given.append(inputs) or [""] * 6)
+    asking.answer_all(model, batches, VIDEO.max_new_tokens, blank=True)
     assert not given[0]["pixel_values_videos"].any()
     assert torch.equal(given[0]["input_ids"], batches.batches[0][1]["input_ids"])
     assert batches.batches[0][1]["pixel_values_videos"].any(), "the questions stay as they are"
@@ -69,4 +68,4 @@ def test_a_video_model_answers_with_and_without_pictures(model, batches, monkeyp
 
 def test_a_model_for_pictures_is_refused():
     with pytest.raises(UnsupportedError, match="LlavaProcessor takes no videos"):
-        runs.Batches(VIDEO, build_processor(), "test", 3, "cpu")
+        asking.Batches(VIDEO, build_processor(), "test", 3, "cpu")

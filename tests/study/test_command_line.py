@@ -9,9 +9,9 @@ import pytest
 from invoke import Context
 
 from frugalvlm.methods import METHODS
+from frugalvlm.papers.paper import KEYS, all_papers
 from frugalvlm.paths import project_root
-from frugalvlm.study import reproduce as rep
-from frugalvlm.study.papers import KEYS, all_papers
+from frugalvlm.reproduce import command as rep
 
 
 def _invoke(*arguments, **environment):

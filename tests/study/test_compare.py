@@ -9,10 +9,14 @@ import pytest
 
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.benchmarks.base import without_pictures
-from frugalvlm.study import compare, compare_plots, compare_tables, ranking, records
-from frugalvlm.study.compare import CLOSE, DOMINATED, FRONT, Comparison, NothingRecordedError
-from frugalvlm.study.guard import Guard
-from frugalvlm.study.papers import load_paper
+from frugalvlm.papers.paper import load_paper
+from frugalvlm.report import comparison as compare
+from frugalvlm.report import comparison_plots as compare_plots
+from frugalvlm.report import comparison_tables as compare_tables
+from frugalvlm.report.comparison import CLOSE, DOMINATED, FRONT, Comparison, NothingRecordedError
+from frugalvlm.runs import records
+from frugalvlm.verdicts import ranking
+from frugalvlm.verdicts.guard import Guard
 
 COLUMNS = ("pocket-gqa", "pocket-pope", "pocket-mme", "pocket-textvqa", "pocket-sqa",
            "pocket-vqav2")  # fmt: skip

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from frugalvlm.benchmarks import BENCHMARKS, load_benchmark
+from frugalvlm.benchmarks import BENCHMARKS, asking, load_benchmark
+from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.methods import Downsample, FasterVLM, Random, Vanilla
 from frugalvlm.pocket.scenes import Plate, Scene, Thing, make_scene
-from frugalvlm.study import discrimination as study
-from frugalvlm.study import runs
-from frugalvlm.study.controls import (
+from frugalvlm.probes import discrimination as study
+from frugalvlm.probes.controls import (
     Blank,
     Chosen,
     NoImageAfter,
@@ -20,7 +20,6 @@ from frugalvlm.study.controls import (
     oracle_for,
     ranked_patches,
 )
-from frugalvlm.study.tower_once import tower_once
 from frugalvlm.views import UnsupportedError
 
 GRID = (12, 12)
@@ -28,7 +27,7 @@ GRID = (12, 12)
 
 @pytest.fixture(scope="module")
 def batches(tiny):
-    return runs.Batches(load_benchmark("pocket-gqa"), tiny[1], "test", 12, "cpu")
+    return asking.Batches(load_benchmark("pocket-gqa"), tiny[1], "test", 12, "cpu")
 
 
 def _cells_of(patches):
@@ -132,7 +131,7 @@ def test_a_batch_equals_its_prompts_one_by_one(tiny, batches):
     place = {row["question_id"]: i for i, row in enumerate(batches.rows)}
     for row, i in enumerate(ids[:4]):
         one = data[place[i]]
-        alone = runs.prepare(processor, [one["image"]], [one["question"]], "cpu")
+        alone = asking.prepare(processor, [one["image"]], [one["question"]], "cpu")
         with oracle([i]).on(model), torch.no_grad():
             logits = model(**alone).logits[0, -1]
         torch.testing.assert_close(together[row], logits, rtol=1e-4, atol=1e-5)
@@ -193,7 +192,7 @@ def made(folder, tmp_path_factory):
         patch.setenv("FRUGALVLM_RESULTS", str(results))
         run = lambda: study.run(str(folder), 12, benchmarks=["pocket-gqa"], budgets=[16, 8])  # noqa: E731
         first = run()
-        patch.setattr(runs, "_answer", None)  # a second run asks nothing
+        patch.setattr(asking, "answer", None)  # a second run asks nothing
         assert [r["answers"] for r in run()] == [r["answers"] for r in first]
     assert len(list((results / "pocket/benchmarks/records").glob("*.json"))) == 2 + 2 * 4
     return first

@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from frugalvlm.loading import load_vlm, save_vlm
+from frugalvlm.benchmarks import stats
+from frugalvlm.loading import load_vlm
 from frugalvlm.methods import EarlyExit
+from frugalvlm.papers.paper import load_paper
+from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import exit_report, stats
-from frugalvlm.study import reproduce as rep
-from frugalvlm.study.analyses import early_exit as analysis
-from frugalvlm.study.papers import load_paper
-from frugalvlm.study.verdicts import verdicts
+from frugalvlm.reproduce import runners
+from frugalvlm.runs import options
+from frugalvlm.studies.early_exit import analysis
+from frugalvlm.studies.early_exit import report as exit_report
+from frugalvlm.verdicts.verdicts import verdicts
 
 ITEMS = 4
 
@@ -227,11 +230,11 @@ def test_the_paper_is_reproduced_without_a_table(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "GATES", {"confidence": (0.5, 0.9), "entropy": (0.3,),
                                             "patience": (1,)})  # fmt: skip
     monkeypatch.setattr(analysis, "make_sources", partial(short_answers, tokens=5))
-    options = rep.Options(n=ITEMS, model=str(folder), repeats=2)
-    made = rep.run_pocket("early_exit", options)
+    options = options.Options(n=ITEMS, model=str(folder), repeats=2)
+    made = runners.run_pocket("early_exit", options)
     assert [r["request"]["analysis"] for r in made] == ["depth", "decoding", "time"]
     assert len(list((tmp_path / "pocket" / "early_exit" / "records").glob("*.json"))) == 3
-    assert rep.run_pocket("early_exit", options)[0]["provenance"] == made[0]["provenance"]
+    assert runners.run_pocket("early_exit", options)[0]["provenance"] == made[0]["provenance"]
     depth, decoding, time = made
     for name, source in depth["sources"].items():
         assert source["generated_again_%"] > 99, name

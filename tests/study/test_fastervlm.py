@@ -9,15 +9,21 @@ from reference import decoder_attention, tower_states
 from tiny_hosts import IMAGE, PATCHES, Picture, model_for, prompt
 
 from frugalvlm import measure
+from frugalvlm.benchmarks import asking
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS
-from frugalvlm.study import beside, fastervlm_report, reproduce, runs, tables
-from frugalvlm.study.analyses.fastervlm import curves, dispersion, shift
-from frugalvlm.study.costs import visual_flops
-from frugalvlm.study.papers import Paper, load_paper
-from frugalvlm.study.reproduce import Options, pocket_table, rows_of
-from frugalvlm.study.runs import eager_attention
-from frugalvlm.study.verdicts import verdicts
+from frugalvlm.papers.paper import Paper, load_paper
+from frugalvlm.report import tables
+from frugalvlm.reproduce import beside
+from frugalvlm.reproduce import command as reproduce
+from frugalvlm.runs.attention import eager_attention
+from frugalvlm.runs.costs import visual_flops
+from frugalvlm.runs.layout import pocket_table, rows_of
+from frugalvlm.runs.options import Options
+from frugalvlm.runs.setting import Silent
+from frugalvlm.studies.fastervlm import report as fastervlm_report
+from frugalvlm.studies.fastervlm.analysis import curves, dispersion, shift
+from frugalvlm.verdicts.verdicts import verdicts
 
 HD = "pocket-llava-hd"
 CONTROLS = ("random", "uniform", "avgpool", "downsample")
@@ -139,8 +145,8 @@ def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(
     assert [(p.benchmark, p.table) for p in parts] == [
         ("pocket-gqa-hd", "tiles"), ("pocket-gqa", None), (None, None)
     ]  # fmt: skip
-    monkeypatch.setattr(runs, "_answer", None)  # nothing is answered twice
-    reproduce.do_part(options, parts[0], runs.Silent())
+    monkeypatch.setattr(asking, "answer", None)  # nothing is answered twice
+    reproduce.do_part(options, parts[0], Silent())
     status = {v.claim.id: v.status for v in verdicts(paper, made, "pocket")}
     assert status["retention-next"] == status["retention-half"] == "not measured"
 

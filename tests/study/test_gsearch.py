@@ -9,15 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from frugalvlm.benchmarks import load_benchmark
-from frugalvlm.loading import load_vlm, model_hash, save_vlm
+from frugalvlm.benchmarks import asking, load_benchmark
+from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.methods.gsearch import GSearchBayes
+from frugalvlm.papers.paper import load_paper
+from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import runs
-from frugalvlm.study.analyses import ANALYSES, gsearch
-from frugalvlm.study.papers import load_paper
-from frugalvlm.study.reproduce import Options
-from frugalvlm.study.verdicts import verdicts
+from frugalvlm.runs.options import Options
+from frugalvlm.runs.setting import Setting, Silent
+from frugalvlm.studies import gsearch, study_of
+from frugalvlm.verdicts.verdicts import verdicts
 
 STEP = 1 / 16
 
@@ -110,15 +111,13 @@ def made(tmp_path_factory):
             layer.self_attn.q_proj.weight *= 20  # attention far from uniform
     save_vlm(model, build_processor(), folder / "tiny")
     vlm, processor = load_vlm(str(folder / "tiny"))
-    setting = runs.Setting(
-        "pocket", "tiny", model_hash(str(folder / "tiny")), folder / "records", n=6
-    )
+    setting = Setting("pocket", "tiny", model_hash(str(folder / "tiny")), folder / "records", n=6)
     options = Options(n=6, benchmarks=("pocket-gqa", "pocket-pope"), budgets=2)
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"CALIBRATION": 6, "STEP": 1 / 4, "TRIALS": 3}.items():
             patch.setattr(gsearch, name, value)
-        first = gsearch.run(setting, vlm, processor, options, runs.Silent())
-        again = gsearch.run(setting, vlm, processor, options, runs.Silent())
+        first = gsearch.run(setting, vlm, processor, options, Silent())
+        again = gsearch.run(setting, vlm, processor, options, Silent())
     made_at = [[r["provenance"]["created"] for r in group] for group in (first, again)]
     assert made_at[0] == made_at[1]
     assert len(list(setting.folder.glob("*.json"))) == len(first), "records are used again"
@@ -128,7 +127,7 @@ def made(tmp_path_factory):
 def test_the_analysis_leaves_records_of_what_it_found(made):
     _, _, _, records = made
     search = gsearch.analysis(records, "search")
-    assert ANALYSES["gsearch"] is gsearch.run
+    assert study_of("gsearch").analysis is gsearch.run
     assert search["rates"][:2] == [1.0, 1.0]
     assert len(search["rates"]) == 8
     assert search["agreement"] >= 0.99
@@ -146,13 +145,13 @@ def test_the_analysis_leaves_records_of_what_it_found(made):
 def test_only_dev_questions_are_calibrated_on(made, monkeypatch):
     vlm, processor, _, _ = made
     splits = []
-    original = runs.Batches.__init__
+    original = asking.Batches.__init__
 
     def init(self, benchmark, processor, split, n, device):
         splits.append(split)
         original(self, benchmark, processor, split, n, device)
 
-    monkeypatch.setattr(runs.Batches, "__init__", init)
+    monkeypatch.setattr(asking.Batches, "__init__", init)
     monkeypatch.setattr(gsearch, "CALIBRATION", 4)
     calibration = gsearch.Calibration(vlm, processor, ["pocket-gqa"], "cpu")
     assert splits == ["dev"]
@@ -173,7 +172,7 @@ def test_rankings_are_those_of_the_eager_maps(made):
     assert np.shape(ranking["neighbours"]) == (6, 7)
     benchmark = load_benchmark("pocket-gqa")
     row = benchmark.dataset("test", 6 * benchmark.per_image)[0]
-    inputs = runs.prepare(processor, [row["image"]], [row["question"]], "cpu")
+    inputs = asking.prepare(processor, [row["image"]], [row["question"]], "cpu")
     vlm.set_attn_implementation("eager")
     try:
         with torch.no_grad():

@@ -6,15 +6,17 @@ import math
 import pytest
 import torch
 
-from frugalvlm.loading import model_hash, save_vlm
-from frugalvlm.pocket import train
+from frugalvlm.benchmarks.stats import Estimate
+from frugalvlm.loading import model_hash
+from frugalvlm.papers.paper import load_paper
+from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study.guard import Guard, guard_of
-from frugalvlm.study.papers import load_paper
-from frugalvlm.study.scored import Scored
-from frugalvlm.study.stats import Estimate
-from frugalvlm.study.tables import accuracy_table
-from frugalvlm.study.verdicts import verdict_table, verdicts
+from frugalvlm.probes import training as train
+from frugalvlm.report.tables import accuracy_table
+from frugalvlm.report.verdict_table import verdict_table
+from frugalvlm.verdicts.guard import Guard, guard_of
+from frugalvlm.verdicts.scored import Scored
+from frugalvlm.verdicts.verdicts import verdicts
 
 VISIONZIP = load_paper("visionzip")
 COLUMNS = [column.id for column in VISIONZIP.table("table1").columns]

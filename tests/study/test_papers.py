@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 from frugalvlm import paths
+from frugalvlm.papers import paper as papers
+from frugalvlm.papers.paper import KEYS, SCALES, Paper, load_paper
 from frugalvlm.paths import project_root
-from frugalvlm.study import papers
-from frugalvlm.study.display import labels_of
-from frugalvlm.study.papers import KEYS, SCALES, Paper, load_paper
+from frugalvlm.report.display import labels_of
 
 AVERAGE_TOLERANCE = 0.15  # cells and averages are printed to one decimal
 SECOND_HAND = re.compile(

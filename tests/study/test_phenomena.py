@@ -9,12 +9,14 @@ import torch
 from reference import hidden_keys
 from scipy.stats import kendalltau
 
-from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.benchmarks import asking, load_benchmark
 from frugalvlm.hosts import host_for
-from frugalvlm.loading import save_vlm
+from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import benchmark_plots, phenomena, runs
-from frugalvlm.study.controls import NoImageAfter
+from frugalvlm.probes import phenomena
+from frugalvlm.probes import plots as benchmark_plots
+from frugalvlm.probes.controls import NoImageAfter
+from frugalvlm.runs import attention
 from frugalvlm.views import UnsupportedError
 
 mpl.use("Agg")
@@ -36,7 +38,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def inputs(tiny):
-    return runs.Batches(load_benchmark("pocket-gqa"), tiny[1], "test", 6, "cpu").batches[0][1]
+    return asking.Batches(load_benchmark("pocket-gqa"), tiny[1], "test", 6, "cpu").batches[0][1]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +48,7 @@ def made(folder, tmp_path_factory):
         patch.setenv("FRUGALVLM_RESULTS", str(results))
         run = lambda: phenomena.run(str(folder), 12, benchmarks=["pocket-gqa"], images=5)  # noqa: E731
         first = run()
-        patch.setattr(runs, "_answer", None)  # a second run asks nothing
+        patch.setattr(asking, "answer", None)  # a second run asks nothing
         patch.setattr(phenomena, "_decoder_shares", None)
         assert run()[0]["shares"] == first[0]["shares"]
     return first
@@ -118,7 +120,7 @@ def test_tau_is_scipys_with_ties_too():
 
 def test_shares_are_sums_of_the_attention_map(tiny, inputs):
     model, host = tiny[0], host_for(tiny[0])
-    with torch.no_grad(), runs.eager_attention(model):
+    with torch.no_grad(), attention.eager_attention(model):
         shares, tau = phenomena._decoder_shares(host, inputs)
         maps = model(**inputs, output_attentions=True).attentions
     assert len(maps) == LAYERS
@@ -141,7 +143,7 @@ def test_tower_shares_count_object_patches_only(tiny, inputs):
     model, host = tiny[0], host_for(tiny[0])
     objects = torch.zeros(len(inputs["pixel_values"]), 144, dtype=torch.bool)
     objects[:, [3, 77]] = True
-    with torch.no_grad(), runs.eager_attention(model):
+    with torch.no_grad(), attention.eager_attention(model):
         shares = phenomena._tower_shares(host, inputs["pixel_values"], objects)
         maps = host.tower(pixel_values=inputs["pixel_values"], output_attentions=True).attentions
     cls, all_queries = maps[1][2].mean(0)[0, 1:], maps[1][2].mean((0, 1))[1:]
@@ -166,7 +168,7 @@ def test_eager_attention_is_taken_back(tiny):
     model = tiny[0]
     before = [getattr(m.config, "_attn_implementation", None) for m in model.modules()
               if hasattr(m, "config")]  # fmt: skip
-    with pytest.raises(RuntimeError, match="stop"), runs.eager_attention(model):
+    with pytest.raises(RuntimeError, match="stop"), attention.eager_attention(model):
         raise RuntimeError("stop")
     assert before == [getattr(m.config, "_attn_implementation", None) for m in model.modules()
                       if hasattr(m, "config")]  # fmt: skip

@@ -7,8 +7,8 @@ import pytest
 from matplotlib.colors import to_hex, to_rgb
 from PIL import Image
 
-from frugalvlm.study import plots
-from frugalvlm.study.tables import accuracy_table, efficiency_table
+from frugalvlm.report import plots
+from frugalvlm.report.tables import accuracy_table, efficiency_table
 
 mpl.use("Agg")
 

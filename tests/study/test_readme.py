@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS, load_benchmark
-from frugalvlm.study import readme, records
-from frugalvlm.study.papers import KEYS, load_paper
-from frugalvlm.study.readme import ReadmeError
-from frugalvlm.study.verdicts import STATUSES, all_verdicts, verdicts
+from frugalvlm.papers.paper import KEYS, load_paper
+from frugalvlm.reproduce import readme
+from frugalvlm.reproduce.readme import ReadmeError
+from frugalvlm.runs import records
+from frugalvlm.verdicts.verdicts import STATUSES, all_verdicts, verdicts
 
 
 def text(*opens: str) -> str:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from frugalvlm.study import records
-from frugalvlm.study.records import AnswerLog, MixedSettingError, RecordError
+from frugalvlm.runs import records
+from frugalvlm.runs.records import AnswerLog, MixedSettingError, RecordError
 
 REQUEST = {"model": "m", "n": 3, "device": "cpu"}
 

@@ -11,12 +11,15 @@ import pytest
 import torch
 
 from frugalvlm import methods
-from frugalvlm.benchmarks import load_benchmark
-from frugalvlm.errors import KNOWN
-from frugalvlm.loading import WeightsError, load_vlm, model_hash, verify
-from frugalvlm.study import reproduce as rep
-from frugalvlm.study import runs
-from frugalvlm.study.papers import UnknownPaperError, load_paper
+from frugalvlm.benchmarks import asking, load_benchmark
+from frugalvlm.errors import FrugalError
+from frugalvlm.loading import load_vlm, model_hash
+from frugalvlm.papers.paper import UnknownPaperError, load_paper
+from frugalvlm.pocket.installed import WeightsError, verify
+from frugalvlm.reproduce import command as rep
+from frugalvlm.reproduce import runners
+from frugalvlm.runs import accuracy, attention, efficiency, layout, options, setting
+from frugalvlm.runs.setting import Setting, Silent
 from frugalvlm.views import BudgetError
 
 N = 40
@@ -24,18 +27,18 @@ N = 40
 
 @pytest.fixture(scope="module")
 def batches(tiny):
-    return runs.Batches(load_benchmark("pocket-gqa"), tiny[1], "test", N, "cpu")
+    return asking.Batches(load_benchmark("pocket-gqa"), tiny[1], "test", N, "cpu")
 
 
 @pytest.fixture
 def setting(tmp_path, folder):
-    return runs.Setting("pocket", "tiny", model_hash(str(folder)), tmp_path / "records", n=N)
+    return Setting("pocket", "tiny", model_hash(str(folder)), tmp_path / "records", n=N)
 
 
 def _run(setting, model, batches, method=None, budget=16):
     method = method or methods.FasterVLM(16)
     bench = load_benchmark("pocket-gqa")
-    return runs.accuracy_run(setting, model, bench, batches, method, budget, runs.Silent())
+    return accuracy.accuracy_run(setting, model, bench, batches, method, budget, Silent())
 
 
 class _Stop(RuntimeError):
@@ -45,7 +48,7 @@ class _Stop(RuntimeError):
 def _stop_after(model, monkeypatch, calls):
     """Let `generate` work a number of times, then fail."""
     count = {"calls": 0}
-    original = runs._answer
+    original = asking.answer
 
     def answer(*args):
         if count["calls"] == calls:
@@ -53,7 +56,7 @@ def _stop_after(model, monkeypatch, calls):
         count["calls"] += 1
         return original(*args)
 
-    monkeypatch.setattr(runs, "_answer", answer)
+    monkeypatch.setattr(asking, "answer", answer)
     return count
 
 
@@ -99,9 +102,7 @@ def test_another_request_is_not_answered_by_an_old_record(
 
 
 def test_an_interrupted_run_continues_where_it_stopped(setting, tiny, batches, monkeypatch):
-    whole = _run(
-        runs.Setting(**{**vars(setting), "folder": setting.folder / "x"}), tiny[0], batches
-    )
+    whole = _run(Setting(**{**vars(setting), "folder": setting.folder / "x"}), tiny[0], batches)
     with monkeypatch.context() as patch:
         _stop_after(tiny[0], patch, calls=1)
         with pytest.raises(_Stop):
@@ -122,20 +123,19 @@ def test_kill_9_in_mid_run_loses_nothing(setting, tiny, batches, folder, monkeyp
         from frugalvlm import methods
         from frugalvlm.benchmarks import load_benchmark
         from frugalvlm.loading import load_vlm, model_hash
-        from frugalvlm.study import runs
         model, processor = load_vlm({str(folder)!r})
         bench = load_benchmark("pocket-gqa")
-        setting = runs.Setting("pocket", "tiny", model_hash({str(folder)!r}),
+        setting = Setting("pocket", "tiny", model_hash({str(folder)!r}),
                                Path({str(setting.folder)!r}), n={N})
-        batches = runs.Batches(bench, processor, "test", {N}, "cpu")
-        original, calls = runs._answer, []
+        batches = asking.Batches(bench, processor, "test", {N}, "cpu")
+        original, calls = asking.answer, []
         def answer(*args):
             if calls:
                 os.kill(os.getpid(), signal.SIGKILL)
             calls.append(1)
             return original(*args)
-        runs._answer = answer
-        runs.accuracy_run(setting, model, bench, batches, methods.FasterVLM(16), 16, runs.Silent())
+        asking.answer = answer
+        accuracy.accuracy_run(setting, model, bench, batches, methods.FasterVLM(16), 16, Silent())
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()[-500:]
@@ -147,16 +147,16 @@ def test_kill_9_in_mid_run_loses_nothing(setting, tiny, batches, folder, monkeyp
 
 def test_methods_change_answers_only_inside_their_block(tiny, batches):
     bench = load_benchmark("pocket-gqa")
-    before = runs.answer_all(tiny[0], batches, bench.max_new_tokens)
+    before = asking.answer_all(tiny[0], batches, bench.max_new_tokens)
     with methods.Random(4).on(tiny[0]):
-        runs.answer_all(tiny[0], batches, bench.max_new_tokens)
-    assert runs.answer_all(tiny[0], batches, bench.max_new_tokens) == before
+        asking.answer_all(tiny[0], batches, bench.max_new_tokens)
+    assert asking.answer_all(tiny[0], batches, bench.max_new_tokens) == before
 
 
 def test_efficiency_run_measures_all_methods_side_by_side(setting, tiny):
     plan = [(methods.Vanilla(), 144), (methods.FastV(16), 16), (methods.VisionZip(14, 2), 16)]
-    record = runs.efficiency_run(
-        setting, *tiny, plan, runs.Silent(), batch=2, repeats=2, decode_steps=1,
+    record = efficiency.efficiency_run(
+        setting, *tiny, plan, Silent(), batch=2, repeats=2, decode_steps=1,
         energy_window_s=0.05,
     )  # fmt: skip
     vanilla, fastv, visionzip = record["rows"]
@@ -176,7 +176,7 @@ def test_efficiency_run_measures_all_methods_side_by_side(setting, tiny):
 
 
 def test_attention_run_leaves_the_attention_implementation_as_it_was(setting, tiny):
-    record = runs.attention_run(setting, *tiny, runs.Silent(), images=6)
+    record = attention.attention_run(setting, *tiny, Silent(), images=6)
     assert len(record["mass_per_layer"]) == 3
     assert all(1 / 9 <= m <= 1 for m in record["mass_per_layer"])
     assert tiny[0].model.vision_tower.config._attn_implementation == "sdpa"
@@ -231,25 +231,25 @@ def test_a_missing_gpu_is_named(folder):
 def test_an_unknown_paper_lists_the_known_ones():
     with pytest.raises(UnknownPaperError, match="visionzip"):
         rep.reproduce("visionzap")
-    assert issubclass(UnknownPaperError, KNOWN)
+    assert issubclass(UnknownPaperError, FrugalError)
 
 
 def test_scales_that_are_not_there_say_so():
-    with pytest.raises(rep.ScaleError, match="pocket, blueprint or full"):
+    with pytest.raises(layout.ScaleError, match="pocket, blueprint or full"):
         rep.reproduce("visionzip", "huge")
-    with pytest.raises(rep.ScaleError, match="invoke papers"):
-        rep.run_pocket("nvila")
+    with pytest.raises(layout.ScaleError, match="invoke papers"):
+        runners.run_pocket("nvila")
 
 
 @pytest.mark.parametrize("budget", [0, -3, 145, True])
 def test_impossible_budgets_are_refused(budget):
     for key in ("random", "fastv", "fastervlm", "visionzip"):
         with pytest.raises(BudgetError):
-            runs.budgeted(key, budget, 144)
+            layout.budgeted(key, budget, 144)
 
 
 def test_rows_follow_the_papers_layout():
-    rows = rep.rows_of(rep.pocket_table(load_paper("visionzip")), rep.Options())
+    rows = layout.rows_of(layout.pocket_table(load_paper("visionzip")), options.Options())
     assert rows[0] == ("vanilla", 144)
     controls = ["random", "uniform", "avgpool", "downsample"]
     assert [name for name, _ in rows[1:8]] == [*controls, "fastv", "fastervlm", "visionzip"]
@@ -258,7 +258,7 @@ def test_rows_follow_the_papers_layout():
 
 def test_blueprint_counts_are_those_of_the_formulas(tmp_path, monkeypatch):
     """LLaVA-1.5-7B prefill against closed formulas, and VisionZip's exact share of the cache."""
-    from frugalvlm.study.blueprint import TEXT_AFTER, TEXT_BEFORE, blueprint, count
+    from frugalvlm.runs.blueprint import TEXT_AFTER, TEXT_BEFORE, blueprint, count
 
     model = blueprint("LLaVA-1.5-7B").build()
     vanilla = count(model, "LLaVA-1.5-7B", methods.Vanilla(), 576)

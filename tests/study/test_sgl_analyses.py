@@ -7,16 +7,19 @@ import pytest
 import torch
 
 from frugalvlm import methods
-from frugalvlm.benchmarks import load_benchmark
-from frugalvlm.guidance import Guide
-from frugalvlm.loading import WeightsError, load_vlm, model_hash, save_vlm
+from frugalvlm.benchmarks import asking, load_benchmark
+from frugalvlm.engine.guidance import Guide
+from frugalvlm.loading import load_vlm, model_hash
+from frugalvlm.papers.paper import load_paper
+from frugalvlm.pocket.installed import WeightsError, save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import runs, tables
-from frugalvlm.study.analyses import sgl
-from frugalvlm.study.papers import load_paper
-from frugalvlm.study.records import method_key
-from frugalvlm.study.reproduce import Options
-from frugalvlm.study.verdicts import verdicts
+from frugalvlm.report import tables
+from frugalvlm.runs import accuracy, setting
+from frugalvlm.runs.options import Options
+from frugalvlm.runs.records import method_key
+from frugalvlm.runs.setting import Setting, Silent
+from frugalvlm.studies import sgl
+from frugalvlm.verdicts.verdicts import verdicts
 from frugalvlm.views import UnsupportedError
 
 N, NAME = 21, "pocket-gqa"  # three questions a picture
@@ -48,12 +51,12 @@ def large(options):
 @pytest.fixture(scope="module")
 def setting(tmp_path_factory, options):
     folder = tmp_path_factory.mktemp("records")
-    return runs.Setting("pocket", "tiny", model_hash(options.model), folder, n=N)
+    return Setting("pocket", "tiny", model_hash(options.model), folder, n=N)
 
 
 @pytest.fixture(scope="module")
 def made(setting, large, options):
-    return sgl.run(setting, *large, options, runs.Silent())
+    return sgl.run(setting, *large, options, Silent())
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +84,9 @@ def test_every_variant_is_a_record_of_its_own(made, by_key, options):
 
 
 def test_the_guide_alone_answers_as_it_does_without_us(by_key, options, large):
-    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    batches = asking.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
     small, _ = load_vlm(options.guide)
-    assert answers(by_key["sgl_small"]) == runs.answer_all(small, batches, 10)
+    assert answers(by_key["sgl_small"]) == asking.answer_all(small, batches, 10)
 
 
 def test_the_guide_answers_the_same_prompts_once(large, options, monkeypatch):
@@ -93,16 +96,16 @@ def test_the_guide_answers_the_same_prompts_once(large, options, monkeypatch):
     method = dataclasses.replace(methods.SGL.for_budget(7, 144), guide=sgl._Remembering(guide, {}))
     plan = [method, *(v for v in sgl.variants(method, large[0]) if isinstance(v, methods.SGL))]
     plan = [own for own in plan if own.key != "sgl_oracle"]
-    batches = runs.Batches(load_benchmark(NAME), large[1], "test", 40, "cpu")
+    batches = asking.Batches(load_benchmark(NAME), large[1], "test", 40, "cpu")
     assert len(batches.batches) == 2
     told = {}
     for own in plan:
         with own.on(large[0]):
-            told[own.key] = runs.answer_all(large[0], batches, 3)
+            told[own.key] = asking.answer_all(large[0], batches, 3)
     assert calls == [1, 1]
     for own in plan[:3]:
         with dataclasses.replace(own, guide=guide).on(large[0]):
-            assert runs.answer_all(large[0], batches, 3) == told[own.key]
+            assert asking.answer_all(large[0], batches, 3) == told[own.key]
     blank = {**batches.batches[0][1]}
     blank["pixel_values"] = torch.zeros_like(blank["pixel_values"])
     method.guide(blank)
@@ -111,11 +114,11 @@ def test_the_guide_answers_the_same_prompts_once(large, options, monkeypatch):
 
 def test_exits_take_the_surest_answers(made, by_key, setting, large, options):
     leave = sgl.find(made, "exit")
-    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    batches = asking.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
     guide = sgl.load_guide(options, large[1])
     method = dataclasses.replace(methods.SGL.for_budget(7, 144), guide=guide)
-    args = (setting, large[0], load_benchmark(NAME), batches, method, 7, runs.Silent())
-    guided, small = answers(runs.accuracy_run(*args)), answers(by_key["sgl_small"])
+    args = (setting, large[0], load_benchmark(NAME), batches, method, 7, Silent())
+    guided, small = answers(accuracy.accuracy_run(*args)), answers(by_key["sgl_small"])
     assert guided != small
     sure, stable = (np.array(leave["questions"][NAME][k]) for k in ("confidence", "consistency"))
     assert ((sure > 0) & (sure <= 1)).all()
@@ -160,10 +163,10 @@ def test_agreement_of_rankings(made, setting, large, tmp_path):
             assert found["n"] == N
     assert rankings["small_all"]["spearman"]["value"] < 0.99
     # A guide with the large model's own weights agrees with it in everything.
-    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    batches = asking.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
     method = dataclasses.replace(methods.SGL.for_budget(7, 144), guide=Guide(large[0], "itself"))
     elsewhere = dataclasses.replace(setting, folder=tmp_path)
-    itself = sgl._agreement_run(elsewhere, large[0], method, batches, runs.Silent())["rankings"]
+    itself = sgl._agreement_run(elsewhere, large[0], method, batches, Silent())["rankings"]
     assert itself["small_all"]["spearman"]["value"] == pytest.approx(1)
     assert itself["small_all"]["overlap"]["value"] == 1
     assert itself["large_one"]["overlap"]["value"] < 1
@@ -174,17 +177,17 @@ def test_records_are_used_again(made, setting, large, options, monkeypatch):
     def stop(*args):
         raise AssertionError("measured again")
 
-    monkeypatch.setattr(runs, "_answer", stop)
+    monkeypatch.setattr(asking, "answer", stop)
     monkeypatch.setattr(Guide, "forward", stop)
-    again = sgl.run(setting, *large, options, runs.Silent())
+    again = sgl.run(setting, *large, options, Silent())
     assert len(again) == len(made)
     assert [r["provenance"]["created"] for r in again] == [r["provenance"]["created"] for r in made]
 
 
 def test_tables_and_verdicts_read_them(made, setting, large, options):
-    batches = runs.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
-    vanilla = runs.accuracy_run(
-        setting, large[0], load_benchmark(NAME), batches, methods.Vanilla(), 144, runs.Silent()
+    batches = asking.Batches(load_benchmark(NAME), large[1], "test", N, "cpu")
+    vanilla = accuracy.accuracy_run(
+        setting, large[0], load_benchmark(NAME), batches, methods.Vanilla(), 144, Silent()
     )
     table = tables.accuracy_table("sgl", "sources", [vanilla, *made])
     frame = table.to_frame() if hasattr(table, "to_frame") else table.data
@@ -225,7 +228,7 @@ def test_a_guide_with_another_tokenizer_is_refused(large, options, tmp_path):
 
 def test_the_blueprint_counts_the_guide():
     """LLaVA-1.5-7B guides 13B: its prompt, and an answer of ten tokens, on top of the cut model."""
-    from frugalvlm.study.blueprint import TEXT_AFTER, TEXT_BEFORE, blueprint, count
+    from frugalvlm.runs.blueprint import TEXT_AFTER, TEXT_BEFORE, blueprint, count
 
     name, text = "LLaVA-1.5-13B", TEXT_BEFORE + TEXT_AFTER
     model = blueprint(name).build()

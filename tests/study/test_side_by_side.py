@@ -12,17 +12,20 @@ import pytest
 import torch
 
 from frugalvlm import methods
-from frugalvlm.benchmarks import load_benchmark
-from frugalvlm.loading import load_vlm, model_hash, save_vlm
+from frugalvlm.benchmarks import asking, load_benchmark
+from frugalvlm.engine.tower_once import tower_once
+from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.methods import METHODS, SGL, EncoderReducer, LayerReducer
+from frugalvlm.papers.paper import UnknownPaperError
 from frugalvlm.paths import project_root
+from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.study import records, runs
-from frugalvlm.study import reproduce as rep
-from frugalvlm.study.papers import UnknownPaperError
-from frugalvlm.study.side_by_side import LostProcessError, side_by_side
-from frugalvlm.study.side_by_side import _ready as ready
-from frugalvlm.study.tower_once import tower_once
+from frugalvlm.reproduce import command as rep
+from frugalvlm.reproduce import runners
+from frugalvlm.reproduce.side_by_side import LostProcessError, side_by_side
+from frugalvlm.reproduce.side_by_side import _ready as ready
+from frugalvlm.runs import accuracy, layout, options, records, setting
+from frugalvlm.runs.setting import Setting, Silent
 
 GQA = "pocket-gqa"
 N = 8
@@ -45,13 +48,13 @@ def tiny(folders):
 
 @pytest.fixture(scope="module")
 def batches(tiny):
-    return runs.Batches(load_benchmark(GQA), tiny[1], "test", N, "cpu")
+    return asking.Batches(load_benchmark(GQA), tiny[1], "test", N, "cpu")
 
 
 @pytest.fixture
 def setting(tmp_path, folders):
     weights = model_hash(folders["model"])
-    return runs.Setting("pocket", "tiny", weights, tmp_path / "mine", n=N)
+    return Setting("pocket", "tiny", weights, tmp_path / "mine", n=N)
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def work(monkeypatch):
 def _run(setting, tiny, batches, method=None):
     method = method or methods.FasterVLM(16)
     bench = load_benchmark(GQA)
-    return runs.accuracy_run(setting, tiny[0], bench, batches, method, 16, runs.Silent())
+    return accuracy.accuracy_run(setting, tiny[0], bench, batches, method, 16, Silent())
 
 
 # -- what is shared --------------------------------------------------------------------------------
@@ -107,7 +110,7 @@ def test_the_towers_of_two_models_are_kept_apart(setting, tiny, batches, folders
             if "vision_tower" in name and "layers.0." in name:
                 weight.neg_()
     changed = dataclasses.replace(setting, model_hash="other")
-    alone = runs.Batches(load_benchmark(GQA), tiny[1], "test", N, "cpu")
+    alone = asking.Batches(load_benchmark(GQA), tiny[1], "test", N, "cpu")
     apart = dataclasses.replace(changed, folder=setting.folder / "apart")
     expected = _run(apart, (other, tiny[1]), alone)["answers"]
     assert expected != first["answers"], "the models must differ for this test to say anything"
@@ -118,7 +121,7 @@ def test_a_run_of_another_paper_is_copied_not_repeated(setting, tiny, batches, m
     theirs = _run(dataclasses.replace(setting, folder=setting.folder.parent / "theirs"),
                   tiny, batches)  # fmt: skip
     mine = dataclasses.replace(setting, others=(setting.folder.parent / "theirs",))
-    monkeypatch.setattr(runs, "_answer", None)  # nothing may be answered
+    monkeypatch.setattr(asking, "answer", None)  # nothing may be answered
     assert _run(mine, tiny, batches) == records.read_record(*theirs_file(mine.others[0]))
     assert theirs["answers"] == records.read_record(*theirs_file(mine.folder))["answers"]
     (copy,), (original,) = (list(f.glob("*.json")) for f in (mine.folder, mine.others[0]))
@@ -142,8 +145,8 @@ def test_a_run_that_is_not_the_same_is_not_copied(change, setting, tiny, batches
     elif change == "method":
         method = methods.FasterVLM(17)
     else:
-        batches = runs.Batches(load_benchmark(GQA), tiny[1], "dev", N, "cpu")
-    monkeypatch.setattr(runs, "_answer", None)
+        batches = asking.Batches(load_benchmark(GQA), tiny[1], "dev", N, "cpu")
+    monkeypatch.setattr(asking, "answer", None)
     with pytest.raises(TypeError):
         _run(mine, tiny, batches, method)
 
@@ -153,7 +156,7 @@ def test_a_forced_run_counts_from_a_moment_on(seconds, again, setting, tiny, bat
     _run(setting, tiny, batches)
     moment = datetime.now(UTC) + timedelta(seconds=seconds)
     forced = dataclasses.replace(setting, force=True, since=moment)
-    monkeypatch.setattr(runs, "_answer", None)
+    monkeypatch.setattr(asking, "answer", None)
     if again:
         with pytest.raises(TypeError):
             _run(forced, tiny, batches)
@@ -164,7 +167,7 @@ def test_a_forced_run_counts_from_a_moment_on(seconds, again, setting, tiny, bat
 # -- processes -------------------------------------------------------------------------------------
 
 
-class _Heard(runs.Silent):
+class _Heard(Silent):
     def __init__(self):
         self.done, self.names = 0, []
 
@@ -227,7 +230,7 @@ def test_an_interruption_ends_all_processes(work, tmp_path):
 
 
 def _options(folders, **more):
-    return rep.Options(n=N, benchmarks=(GQA,), budgets=1, repeats=2, energy_window_s=0.05,
+    return options.Options(n=N, benchmarks=(GQA,), budgets=1, repeats=2, energy_window_s=0.05,
                        **folders, **more)  # fmt: skip
 
 
@@ -236,13 +239,13 @@ def test_nothing_timed_is_measured_beside_other_work(key, folders, tmp_path, mon
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
     options = _options(folders)
     for part in rep.answer_parts(key, options):
-        rep.do_part(options, part, runs.Silent())
-    beside = records.read_records(rep.folder_of(key, "pocket") / "records")
+        rep.do_part(options, part, Silent())
+    beside = records.read_records(options.folder_of(key, "pocket") / "records")
     assert beside
     assert {r["kind"] for r in beside} <= {"accuracy", "analysis"}
     assert not {r["request"].get("analysis") for r in beside} & {"guide cost", "time", "exit"}
-    monkeypatch.setattr(runs, "_answer", None)  # the answers are all there
-    alone = rep.run_pocket(key, options)
+    monkeypatch.setattr(asking, "answer", None)  # the answers are all there
+    alone = runners.run_pocket(key, options)
     names = {(r["kind"], r["request"].get("analysis")) for r in alone}
     if key == "sgl":
         assert {("efficiency", None), ("analysis", "guide cost"), ("analysis", "exit")} <= names
@@ -256,14 +259,14 @@ def test_nothing_timed_is_measured_beside_other_work(key, folders, tmp_path, mon
 def test_all_papers_that_run_are_meant_by_all():
     assert set(rep.runnable("pocket")) >= {"visionzip", "aim", "fastervlm", "gsearch", "sgl"}
     assert "visionzip" in rep.runnable("blueprint")
-    with pytest.raises(rep.ScaleError, match="name one with --paper"):
+    with pytest.raises(layout.ScaleError, match="name one with --paper"):
         rep.runnable("full")
 
 
 @pytest.mark.notebook
 def test_one_paper_is_answered_side_by_side_too(folders, tmp_path, monkeypatch):
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
-    monkeypatch.setattr(runs, "_answer", None)  # not in this process
+    monkeypatch.setattr(asking, "answer", None)  # not in this process
     folder = rep.reproduce("visionzip", options=_options(folders, force=True))
     assert (folder / "visionzip.html").stat().st_size > 10_000
     made = records.read_records(folder / "records")

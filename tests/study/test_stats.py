@@ -8,7 +8,7 @@ import pytest
 
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
-from frugalvlm.study.stats import (
+from frugalvlm.benchmarks.stats import (
     interval,
     mean_difference,
     mean_interval,

@@ -8,12 +8,13 @@ import pytest
 from rich.console import Console
 
 from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.digest import request_hash
 from frugalvlm.methods import VisionZip
-from frugalvlm.study import tables
-from frugalvlm.study.papers import load_paper
-from frugalvlm.study.records import MixedSettingError, RecordError, request_hash
-from frugalvlm.study.scored import Scored, contrast
-from frugalvlm.study.tables import NOT_MEASURED, accuracy_table
+from frugalvlm.papers.paper import load_paper
+from frugalvlm.report import tables
+from frugalvlm.report.tables import NOT_MEASURED, accuracy_table
+from frugalvlm.runs.records import MixedSettingError, RecordError
+from frugalvlm.verdicts.scored import Scored, contrast
 
 VISIONZIP = load_paper("visionzip")
 SHARE = {"random": 0.5, "fastv": 0.6, "fastervlm": 0.7, "visionzip": 0.9}

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from frugalvlm import measure, methods
-from frugalvlm.guidance import Guide
+from frugalvlm.bench import tax
+from frugalvlm.bench.tax import _in_lengths, measure_tax, native_prefill, prompt
+from frugalvlm.engine.guidance import Guide
 from frugalvlm.methods.base import LayerReducer
 from frugalvlm.pocket.models import build_model
-from frugalvlm.study import tax
-from frugalvlm.study.tax import _in_lengths, measure_tax, native_prefill, prompt
 from frugalvlm.views import Kept
 
 

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from frugalvlm.study.papers import KEYS, QUANTITY_KINDS, SCALES, Claim, load_paper
-from frugalvlm.study.records import MixedSettingError
-from frugalvlm.study.verdicts import STATUSES, Measured, decide, verdict_table, verdicts
+from frugalvlm.papers.paper import KEYS, QUANTITY_KINDS, SCALES, Claim, load_paper
+from frugalvlm.report.verdict_table import verdict_table
+from frugalvlm.runs.records import MixedSettingError
+from frugalvlm.verdicts.verdicts import STATUSES, Measured, decide, verdicts
 
 WEAKER = {"relation": ">", "threshold": 75.0, "why": "printed"}
 

@@ -7,19 +7,24 @@ A method is a frozen dataclass of the paper's hyper-parameters. It keeps no stat
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from frugalvlm.views import BudgetError, EncoderView, Kept, LayerView, Reduced, Shape
+from frugalvlm.operators import operator_of
+from frugalvlm.trace import ExitTrace, Trace
+from frugalvlm.views import BudgetError, EncoderView, Kept, LayerView, Reduced, Shape, SmallModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from frugalvlm.trace import Trace
+
+# Marks fields that the engine fills in while a method is on a model; no hyper-parameters.
+RUNTIME = {"runtime": True}
 
 
 @dataclass(frozen=True)
@@ -73,14 +78,16 @@ class Method(ABC):
             UnsupportedError: for a model family that no host knows, or a missing ability.
             BudgetError: for a budget that does not fit the model.
         """
-        from frugalvlm.surgery import operate  # the surgery knows hosts; methods do not
-
-        return operate(self, model, placeholders)
+        return operator_of(type(self))(self, model, placeholders)
 
     def describe(self) -> dict[str, Any]:
         """Name and hyper-parameters, as records keep them."""
-        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-        return {"method": self.key, **fields}
+        told = [f.name for f in fields(self) if not f.metadata.get("runtime")]
+        values = {name: getattr(self, name) for name in told}
+        return {
+            "method": self.key,
+            **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+        }
 
 
 class EncoderReducer(Method):
@@ -157,6 +164,80 @@ class LayerReducer(Method):
     @abstractmethod
     def keep(self, view: LayerView) -> Kept:
         """The visual tokens that stay."""
+
+
+@dataclass(frozen=True)
+class LooksBehind(LayerReducer):
+    """A layer reducer that ranks tokens by the attention of the layer behind its cuts.
+
+    Attributes:
+        behind: turns the view before a layer into the same view with the attention of that very
+            layer; filled in while the method is on a model.
+    """
+
+    behind: Callable[[LayerView], LayerView] | None = field(
+        default=None, repr=False, compare=False, kw_only=True, metadata=RUNTIME
+    )
+
+
+@dataclass(frozen=True)
+class GuidedReducer(LayerReducer):
+    """A layer reducer that asks a small model which tokens to keep.
+
+    Attributes:
+        guide: a `frugalvlm.views.SmallModel`, or a `frugalvlm.engine.guidance.Guide`.
+        ask: what the guide says about a view's prompt; filled in while the method is on a model.
+    """
+
+    guide: Any = field(default=None, kw_only=True)
+    ask: Callable[[LayerView], Any] | None = field(
+        default=None, repr=False, compare=False, kw_only=True, metadata=RUNTIME
+    )
+
+    def describe(self) -> dict[str, Any]:
+        """Name and hyper-parameters, as records keep them; the guide by its name."""
+        return {**super().describe(), "guide": getattr(self.guide, "name", None)}
+
+    def guided_by(self, model: PreTrainedModel, name: str = "", max_new_tokens: int = 10) -> Self:
+        """The method with its small model; see `frugalvlm.views.SmallModel` for the arguments."""
+        return replace(self, guide=SmallModel(model, name, max_new_tokens))
+
+
+class DepthPolicy(Method):
+    """Acts per decoded token: which decoder block is its last.
+
+    Attributes:
+        kv_copy: what blocks that a token skips get in the KV cache: "hidden", "keys_values" or
+            "recompute".
+        first_layer: the first block, from 1, after which a token may leave.
+    """
+
+    kv_copy: str
+    first_layer: int
+
+    def on(
+        self, model: PreTrainedModel, placeholders: Tensor | None = None
+    ) -> AbstractContextManager[ExitTrace]:
+        """Run the model with early exits inside a `with` block; see `Method.on`.
+
+        Works for vision-language and for plain language models; `placeholders` is not needed.
+        """
+        return operator_of(type(self))(self, model, placeholders)
+
+    @abstractmethod
+    def score(
+        self, logits: Float[Tensor, "tokens vocabulary"], repeats: Int[Tensor, " tokens"]
+    ) -> Float[Tensor, " tokens"]:
+        """What the gate looks at, per token.
+
+        Args:
+            logits: what the model's own output layer makes of the block's state.
+            repeats: for how many blocks in a row the likeliest word has been what it is now.
+        """
+
+    @abstractmethod
+    def fires(self, score: Float[Tensor, "*tokens"]) -> Bool[Tensor, "*tokens"]:
+        """Whether a token with this score may leave."""
 
 
 def check_budget(kept_tokens: int, total_tokens: int) -> None:

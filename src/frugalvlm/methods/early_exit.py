@@ -26,28 +26,22 @@ copies the paper makes, is not settled; norm is applied, and both copies are her
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from frugalvlm.methods.base import Method, check_budget
+from frugalvlm.methods.base import DepthPolicy, check_budget
 from frugalvlm.views import Shape, UnsupportedError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from frugalvlm.exits import ExitTrace
 
 Gate = Literal["confidence", "entropy", "patience"]
 KVCopy = Literal["hidden", "keys_values", "recompute"]
 
 
 @dataclass(frozen=True)
-class EarlyExit(Method):
+class EarlyExit(DepthPolicy):
     """Leave at the first layer whose `gate` passes `threshold`.
 
     Thresholds out of reach (confidence above 1, entropy below 0, patience of L) never fire: the
@@ -87,17 +81,6 @@ class EarlyExit(Method):
                 f"early_exit cannot leave after layer {self.first_layer} of a decoder with "
                 f"{shape.decoder_layers}; choose first_layer in 1..{shape.decoder_layers}."
             )
-
-    def on(
-        self, model: PreTrainedModel, placeholders: Tensor | None = None
-    ) -> AbstractContextManager[ExitTrace]:
-        """Run the model with early exits inside a `with` block; see `frugalvlm.exits`.
-
-        Works for vision-language and for plain language models. `placeholders` is not needed.
-        """
-        from frugalvlm.exits import leave_early  # it knows models; methods do not
-
-        return leave_early(self, model)
 
     def score(
         self, logits: Float[Tensor, "tokens vocabulary"], repeats: Int[Tensor, " tokens"]

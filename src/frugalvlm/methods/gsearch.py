@@ -16,7 +16,7 @@ No code is released, and the text of the paper was not at hand: what is marked (
    from the mean of the token counts behind the full layers (kit: A = 1, solved by bisection).
 
 Complexity: one query row per text token behind the image and layer with a cut; O(length) memory.
-Deviations: none that is known. The searches are in `frugalvlm.study.analyses.gsearch`.
+Deviations: none that is known. The searches are in `frugalvlm.studies.gsearch`.
 """
 
 from __future__ import annotations

@@ -21,32 +21,22 @@ met (LLaVA-NeXT); in the released training code the queries are others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from dataclasses import dataclass
+from typing import ClassVar, Self
 
-from torch import Tensor
-
-from frugalvlm.methods.base import LayerReducer, check_budget
+from frugalvlm.methods.base import LooksBehind, check_budget
 from frugalvlm.methods.schedules import check_mean, solve
 from frugalvlm.views import BudgetError, Kept, LayerView, Shape, UnsupportedError, keep_top
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from frugalvlm.trace import Trace
-
 
 @dataclass(frozen=True)
-class PyramidDrop(LayerReducer):
+class PyramidDrop(LooksBehind):
     """Keep the share `ratio` of the tokens that are left, at the end of each stage but the last."""
 
     key: ClassVar[str] = "pyramiddrop"
     renumbers: ClassVar[bool] = True
     ratio: float = 0.5  # lambda
     stages: int = 4  # S
-    behind: Callable[[LayerView], LayerView] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -77,18 +67,6 @@ class PyramidDrop(LayerReducer):
                 f"pyramiddrop cannot cut {shape.decoder_layers} decoder layers into {self.stages} "
                 f"stages; choose stages in 2..{shape.decoder_layers}."
             )
-
-    def on(
-        self, model: PreTrainedModel, placeholders: Tensor | None = None
-    ) -> AbstractContextManager[Trace]:
-        """Run the model with this method inside a `with` block; see `frugalvlm.lookahead`."""
-        from frugalvlm.lookahead import looking_ahead  # it knows hosts; methods do not
-
-        return looking_ahead(self, model, placeholders)
-
-    def describe(self) -> dict[str, Any]:
-        """Name and hyper-parameters, as records keep them."""
-        return {"method": self.key, "ratio": self.ratio, "stages": self.stages}
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
         """The first layer of every stage but the first."""

@@ -25,30 +25,22 @@ minimum answer length: an answer may be empty.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Self, get_args
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from frugalvlm.methods.base import LayerReducer, check_budget
+from frugalvlm.methods.base import GuidedReducer, check_budget
 from frugalvlm.methods.schedules import check_mean
 from frugalvlm.views import Kept, LayerView, Shape, UnsupportedError, keep_top
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from frugalvlm.guidance import Guidance, Guide
-    from frugalvlm.trace import Trace
 
 Queries = Literal["both", "prompt", "generated", "last_prompt"]
 LAST_PROMPT, PROMPT, GENERATED = range(3)  # along `sources` of a guidance
 
 
 @dataclass(frozen=True)
-class SGL(LayerReducer):
+class SGL(GuidedReducer):
     """Keep the `kept_tokens` visual tokens per crop that a guide attends to most, from K on."""
 
     key: ClassVar[str] = "sgl"
@@ -57,8 +49,6 @@ class SGL(LayerReducer):
     queries: Queries = "both"  # Table 3
     guide_from: float = 0.0  # which part of the guide's layers counts, as shares of its depth;
     guide_to: float = 1.0  # Table 2
-    guide: Guide | None = None
-    ask: Callable[[LayerView], Guidance] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -85,12 +75,6 @@ class SGL(LayerReducer):
             method = larger
         return method
 
-    def guided_by(self, model: PreTrainedModel, name: str = "", max_new_tokens: int = 10) -> Self:
-        """The method with its small model; see `frugalvlm.guidance.Guide` for the arguments."""
-        from frugalvlm.guidance import Guide  # it knows hosts; methods do not
-
-        return replace(self, guide=Guide(model, name, max_new_tokens))
-
     def check(self, shape: Shape) -> None:
         """The budget must be in 1..patches, the shares in 0..1."""
         check_budget(self.kept_tokens, shape.patches)
@@ -107,20 +91,6 @@ class SGL(LayerReducer):
             )
         if shape.decoder_layers < 2:
             raise UnsupportedError("sgl drops tokens between decoder layers; this model has one.")
-
-    def on(
-        self, model: PreTrainedModel, placeholders: Tensor | None = None
-    ) -> AbstractContextManager[Trace]:
-        """Run the model with this method inside a `with` block; see `frugalvlm.guidance`."""
-        from frugalvlm.guidance import guided
-
-        return guided(self, model, placeholders)
-
-    def describe(self) -> dict[str, Any]:
-        """Name and hyper-parameters; the guide by its name."""
-        names = [f.name for f in fields(self) if f.name not in ("guide", "ask")]
-        guide = None if self.guide is None else self.guide.name
-        return {"method": self.key, **{n: getattr(self, n) for n in names}, "guide": guide}
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
         """One cut, before layer K, with at least one layer on either side of it."""

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
-from frugalvlm.loading import WeightsError, models_dir, verify
+from frugalvlm.pocket.installed import WeightsError, models_dir, verify
 from frugalvlm.pocket.models import build_model, build_tokenizer, spec
 from frugalvlm.pocket.objectives import (
     AlignObjective,
@@ -152,12 +152,12 @@ def train(
     if start is None and parent is not None:
         start = models_dir() / parent
     if start is not None:
-        _load(model, start)
+        load_weights(model, start)
     # Plain attention is the fastest for short sequences on a CPU, where "sdpa" is slow backwards.
     tower: Any = model.model.vision_tower
     tower.set_attn_implementation("eager" if device == "cpu" else "sdpa")
     whole = Whole(model, Scaffold(model, tokenizer)).to(device)
-    run = _Run(folder, {"model": name, "seed": seed, "stages": [asdict(s) for s in plan]})
+    run = RunFiles(folder, {"model": name, "seed": seed, "stages": [asdict(s) for s in plan]})
     done = run.restore(whole)
     steps_here = 0
     with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[note]}"),
@@ -168,7 +168,7 @@ def train(
             torch.manual_seed(seed + number)
             objective = _objective(stage, whole, tokenizer)
             with _depth(model, stage.half_depth):
-                trained = _trained(whole, stage)
+                trained = trained_parts(whole, stage)
                 optimizer = MuonAdamW(trained, stage.learning_rate)
                 if first:
                     run.restore_optimizer(optimizer, trained, device)
@@ -218,7 +218,7 @@ def train(
     return _finished(model)
 
 
-def _load(model: PreTrainedModel, folder: Path) -> None:
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
     """Take the weights of a model with the same layers.
 
     Raises:
@@ -267,7 +267,7 @@ def _objective(stage: Stage, whole: Whole, tokenizer: PreTrainedTokenizerBase) -
     return (LanguageObjective if stage.name == "language" else AlignObjective)(*asking)
 
 
-def _trained(whole: Whole, stage: Stage) -> nn.ModuleList:
+def trained_parts(whole: Whole, stage: Stage) -> nn.ModuleList:
     """The modules that a stage trains; everything else is frozen."""
     model, scaffold = whole.model, whole.scaffold
     inner: Any = model.model
@@ -373,7 +373,7 @@ def _schedule(step: int, stage: Stage) -> float:
     return 0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * share))
 
 
-class _Run:
+class RunFiles:
     """The files of one training run. Every file is replaced whole, never half written."""
 
     def __init__(self, folder: Path, identity: dict) -> None:

@@ -1,0 +1,489 @@
+"""All recorded methods of all papers side by side, from records alone.
+
+Only what belongs together is compared: one scale, model and weights, one split and number of
+questions, one machine. What was left out, and which command would fill a gap, is said.
+
+A *run* is a method with its hyper-parameters. Its place on the axis of tokens is the measured mean
+over decoder layers, for papers mean different things by a budget. Differences are paired: the same
+pictures are drawn for all runs. Within a block of a ranking (a paper's budget) the p-values of all
+pairs are corrected by Holm's method; runs that share a letter cannot be told apart.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from frugalvlm.benchmarks import stats
+from frugalvlm.benchmarks.stats import Estimate
+from frugalvlm.digest import request_hash
+from frugalvlm.loading import model_hash
+from frugalvlm.methods import EncoderReducer, LayerReducer, Method
+from frugalvlm.papers import all_papers
+from frugalvlm.paths import project_root, results_dir
+from frugalvlm.pocket.installed import WeightsError
+from frugalvlm.report.display import facts_of, labels_of, setting_lines
+from frugalvlm.report.notebooks import execute
+from frugalvlm.runs import records as rec
+from frugalvlm.runs.records import Record
+from frugalvlm.verdicts.guard import Guard
+from frugalvlm.verdicts.ranking import RESAMPLES, SHOWN
+from frugalvlm.verdicts.scored import Scored, SheetMaker
+
+BASELINE = "vanilla"
+CONTROLS = ("random", "uniform", "avgpool", "downsample")  # do not look at what is in the picture
+FAMILIES = ("no choice", "before the decoder", "inside the decoder", "both")
+EQUAL_FLOPS = 1.01  # within one percent, FLOPs count as equal
+NOTEBOOKS = ("accuracy", "efficiency", "emissions")
+
+FRONT, CLOSE, DOMINATED = "on the front", "not told apart", "dominated"
+
+
+class NothingRecordedError(rec.RecordError):
+    """There is nothing to compare; the message names the command that makes records."""
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A method with its hyper-parameters, answered and perhaps timed.
+
+    Attributes:
+        key: of the method.
+        label: for people.
+        family: one of FAMILIES, or "other".
+        budget: visual tokens asked for.
+        method: description with all hyper-parameters.
+        papers: in whose folders it is recorded.
+        scored: its records and those of the untouched model.
+        cost: its row of the newest efficiency record, if any.
+    """
+
+    key: str
+    label: str
+    family: str
+    budget: int
+    method: Mapping[str, Any]
+    papers: tuple[str, ...]
+    scored: Scored
+    cost: Mapping[str, Any] | None
+    _known: dict[tuple, Any] = field(default_factory=dict)
+
+    @cached_property
+    def tokens(self) -> float:
+        """Visual tokens, the measured mean over decoder layers and pictures."""
+        found = self.scored.tokens(self.key, self.budget)
+        return float("nan") if found is None else found[0]
+
+    def retention(self, benchmarks: Sequence[str]) -> Estimate | None:
+        """Percent of the untouched model's score, mean over benchmarks; None if one is missing."""
+        name = ("retention", *benchmarks)
+        if name not in self._known:
+            self._known[name] = self.scored.retention(self.key, self.budget, benchmarks)
+        return self._known[name]
+
+    def draws(self, benchmarks: Sequence[str]) -> np.ndarray | None:
+        """That retention on resampled pictures, [RESAMPLES]; None if a benchmark is missing."""
+        name = ("draws", *benchmarks)
+        if name not in self._known:
+            self._known[name] = self._drawn(benchmarks)
+        return self._known[name]
+
+    def _drawn(self, benchmarks: Sequence[str]) -> np.ndarray | None:
+        sheets = {
+            name: self.scored.retention_terms(self.key, self.budget, name)
+            for name in self.scored.guard.admitted(benchmarks)
+        }
+        if not sheets or any(sheet is None for sheet in sheets.values()):
+            return None
+        each = [stats.draws(s, name, RESAMPLES) for name, s in sheets.items() if s is not None]
+        return np.mean(each, axis=0)
+
+
+class Comparison:
+    """What is recorded of one setting, over all papers.
+
+    Args:
+        found: by paper its records, of any kind and setting.
+        model: name of the model; "": decided as below.
+        n: questions per benchmark; 0: decided as below.
+        machine: id of the machine; "": decided as below.
+        benchmarks: by id, for scoring; default: the kit's own.
+        guard: which benchmarks may enter a mean; default: by the scores stored with the weights.
+
+    Of the settings that are left, the one with the installed weights and the most accuracy records
+    is taken, so that a small trial hides nothing.
+
+    Attributes:
+        setting: what all compared records share (`records.setting_of`).
+        left_out: the other settings, and how many accuracy records have them.
+        timed: paper and efficiency record, of those that share `clock`.
+        clock: threads, batch size and rounds of most efficiency records.
+        other_clocks: papers whose times were taken otherwise, and left out.
+        guard: which benchmarks enter a mean.
+        total: visual tokens of the untouched model.
+
+    Raises:
+        NothingRecordedError: no accuracy record of such a setting.
+    """
+
+    def __init__(
+        self,
+        found: Mapping[str, Sequence[Record]],
+        *,
+        model: str = "",
+        n: int = 0,
+        machine: str = "",
+        benchmarks: Mapping[str, SheetMaker] | None = None,
+        guard: Guard | None = None,
+    ) -> None:
+        known = [(p, r) for p, own in found.items() for r in rec.latest(own)]
+        answered = [(p, r) for p, r in known if r["kind"] == "accuracy"]
+        wanted = {"model": model, "n": n, "machine": machine}
+        all_settings = [_frozen(rec.setting_of(r)) for _, r in answered]
+        settings = Counter(
+            s for s in all_settings if all(not v or dict(s)[k] == v for k, v in wanted.items())
+        )
+        if not settings:
+            asked = ", ".join(f"{k} {v}" for k, v in wanted.items() if v)
+            raise NothingRecordedError(
+                f"Nothing is recorded{f' with {asked}' if asked else ' yet'}: run "
+                "`invoke reproduce --paper visionzip` or `invoke reproduce --all` first."
+            )
+        newest = {_frozen(rec.setting_of(r)): rec.created(r) for _, r in answered}
+        chosen = max(settings, key=lambda s: (_installed(dict(s)), settings[s], newest[s]))
+        self.setting = dict(chosen)
+        self.left_out = {s: count for s, count in Counter(all_settings).items() if s != chosen}
+        self._answered = [(p, r) for p, r in answered if _frozen(rec.setting_of(r)) == chosen]
+        timed = [(p, r) for p, r in known if r["kind"] == "efficiency" and self._same(r)]
+        clocks = Counter(_frozen(clock_of(r)) for _, r in timed)
+        self.clock = dict(clocks.most_common(1)[0][0]) if clocks else {}
+        self.timed = [(p, r) for p, r in timed if clock_of(r) == self.clock]
+        self.other_clocks = [p for p, r in timed if clock_of(r) != self.clock]
+        self._benchmarks = benchmarks
+        baseline = [r for _, r in self._answered if rec.method_key(r) == BASELINE]
+        scored = Scored(rec.latest(baseline), BASELINE, benchmarks, guard)
+        self._baseline, self.guard, self.total = rec.latest(baseline), scored.guard, scored.total
+
+    def _same(self, record: Record) -> bool:
+        """Whether a cost record is of the compared model on the compared machine."""
+        made, names = rec.setting_of(record), ("scale", "model", "model_hash", "machine", "dtype")
+        return all(made[name] == self.setting[name] for name in names)
+
+    # -- what there is ---------------------------------------------------------------------------
+
+    @cached_property
+    def benchmarks(self) -> list[str]:
+        """The suite: benchmarks that the untouched model answered, in the order of the papers."""
+        names = dict.fromkeys(
+            column.id for paper in all_papers() for table in paper.tables
+            if "pocket" in table.scales for column in table.columns
+        )  # fmt: skip
+        answered = {r["request"]["benchmark"] for r in self._baseline}
+        return [name for name in names if name in answered]
+
+    @cached_property
+    def runs(self) -> list[Run]:
+        """All runs but the untouched model, by tokens asked for, then by method."""
+        grouped: dict[tuple[str, int], list[tuple[str, Record]]] = {}
+        for paper, record in self._answered:
+            request = record["request"]
+            if rec.method_key(record) != BASELINE:
+                key = request_hash(request["method"]), request["budget"]
+                grouped.setdefault(key, []).append((paper, record))
+        labels = _labels()
+        runs = []
+        for (name, budget), own in grouped.items():
+            method = own[-1][1]["request"]["method"]
+            key = method["method"]
+            records = [*self._baseline, *rec.latest(r for _, r in own)]
+            runs.append(
+                Run(
+                    key, labels.get(key, key), family_of(key), budget, method,
+                    tuple(dict.fromkeys(p for p, _ in own)),
+                    Scored(records, BASELINE, self._benchmarks, self.guard),
+                    self._costs.get(name),
+                )
+            )  # fmt: skip
+        return sorted(runs, key=lambda run: (-run.budget, run.family, run.key))
+
+    @property
+    def whole(self) -> list[Run]:
+        """The runs that answered the whole suite; only these have a mean over it."""
+        return [run for run in self.runs if run.retention(self.benchmarks) is not None]
+
+    @property
+    def partial(self) -> list[Run]:
+        """The others."""
+        return [run for run in self.runs if run.retention(self.benchmarks) is None]
+
+    @cached_property
+    def untouched(self) -> Mapping[str, Any] | None:
+        """Cost of the untouched model, from the newest efficiency record."""
+        return self._costs.get(request_hash({"method": BASELINE}))
+
+    @cached_property
+    def _costs(self) -> dict[str, dict[str, Any]]:
+        """By method description the newest row of an efficiency record, its paper and ratios."""
+        rows = {}
+        for paper, record in sorted(self.timed, key=lambda pair: rec.created(pair[1])):
+            base = record["rows"][0]
+            for asked, row in zip(record["request"]["methods"], record["rows"], strict=True):
+                name = request_hash({k: v for k, v in asked.items() if k != "budget"})
+                share = 100 * row["flops"] / base["flops"]
+                rows[name] = {
+                    **row, "paper": paper, "flops_share": share, "untouched": base,
+                    "batch_size": record["request"]["batch_size"],
+                }  # fmt: skip
+        return rows
+
+    def missing(self) -> pd.DataFrame:
+        """Cells of the papers' pocket tables without a record here, with the command for them."""
+        have = {(p, rec.method_key(r), r["request"]["budget"], r["request"]["benchmark"])
+                for p, r in self._answered}  # fmt: skip
+        timed = {p for p, _ in self.timed}
+        lines = []
+        for paper in all_papers():
+            layout = paper.pocket_table
+            if layout is None or paper.status["pocket"] == "planned":
+                continue
+            cells = {
+                (paper.key, row.method, budget.pocket_tokens, column.id)
+                for row in layout.rows if row.method != layout.baseline
+                for budget in layout.budgets if budget.pocket_tokens
+                for column in layout.columns
+            }  # fmt: skip
+            gaps = cells - have
+            if gaps or paper.key not in timed:
+                lines.append({
+                    "paper": paper.key, "cells": len(cells), "missing": len(gaps),
+                    "cost": "recorded" if paper.key in timed else "missing",
+                    "command": f"invoke reproduce --paper {paper.key}{self._arguments()}",
+                })  # fmt: skip
+        return pd.DataFrame(lines, columns=["paper", "cells", "missing", "cost", "command"])
+
+    def _arguments(self) -> str:
+        n, model = self.setting["n"], self.setting["model"]
+        return (f" -n {n}" if n != 300 else "") + (
+            f" --model {model}" if model != "pocket-llava-base" else ""
+        )
+
+    # -- captions --------------------------------------------------------------------------------
+
+    def caption(self) -> tuple[str, ...]:
+        """What every table and figure here says first: setting, n, and what was left out."""
+        newest = [r for _, r in self._answered][-1:]
+        count = sum(len(r["answers"]) for r in self._baseline)
+        return (
+            *setting_lines(facts_of(newest, str(self.setting["scale"]), self.setting["n"])),
+            f"n = {self.setting['n']} questions per benchmark, {count:,} on "
+            f"{len(self.benchmarks)} benchmarks, the same for all runs; weights "
+            f"{str(self.setting['model_hash'])[:12]}.",
+            *self.guard.notes(self.benchmarks),
+        )
+
+    def title(self) -> str:
+        """The same in a line, for figures."""
+        s = self.setting
+        return f"{s['scale']} scale, {s['model']}, n = {s['n']} questions per benchmark"
+
+    def left_out_lines(self) -> list[str]:
+        """Every setting whose records are not compared here, and in what it differs."""
+        lines = []
+        for frozen, count in self.left_out.items():
+            own = dict(frozen)
+            differs = {k: v for k, v in own.items() if v != self.setting[k]}
+            what = ", ".join(f"{k} {str(v)[:12] if k == 'model_hash' else v}"
+                             for k, v in differs.items())  # fmt: skip
+            lines.append(f"{count} accuracy records with another setting ({what}).")
+        if self.other_clocks:
+            lines.append(f"Times of {', '.join(self.other_clocks)}: other threads or batches.")
+        return lines
+
+    # -- frames ----------------------------------------------------------------------------------
+
+    def frame(self) -> pd.DataFrame:
+        """One row per run: tokens, retention with interval (mean and per benchmark), costs."""
+        return self._frame.copy()
+
+    @cached_property
+    def _frame(self) -> pd.DataFrame:
+        return pd.DataFrame([self._numbers(run) for run in self.runs])
+
+    def _numbers(self, run: Run) -> dict[str, Any]:
+        line: dict[str, Any] = {
+            "method": run.key, "label": run.label, "family": run.family, "budget": run.budget,
+            "tokens": run.tokens, "papers": " ".join(run.papers),
+        }  # fmt: skip
+        for name, asked in [("mean", self.benchmarks), *((b, [b]) for b in self.benchmarks)]:
+            found = run.retention(asked)
+            line |= {
+                name: found and found.value, f"{name}_low": found and found.low,
+                f"{name}_high": found and found.high, f"{name}_n": found and found.n_questions,
+            }  # fmt: skip
+        cost = run.cost
+        line |= dict.fromkeys(
+            ("flops", "flops_share", "prefill_ms", "speedup", "speedup_low", "speedup_high",
+             "decode_ms", "peak_mib", "kv_share", "joules", "joules_sd", "modelled", "reliable",
+             "energy_method", "batch_size", "cost_paper")
+        )  # fmt: skip
+        if cost is not None:
+            speed, energy = cost["prefill_speedup"], cost["energy"]
+            line |= {
+                "flops": cost["flops"], "flops_share": cost["flops_share"],
+                "prefill_ms": cost["prefill_ms"]["p50"], "speedup": speed["median"],
+                "speedup_low": speed["low"], "speedup_high": speed["high"],
+                "decode_ms": cost["decode_ms"]["p50"], "peak_mib": cost.get("peak_mib"),
+                "kv_share": 100 * cost["kv_visual_bytes"] / cost["untouched"]["kv_visual_bytes"],
+                "joules": energy["joules_per_question"], "joules_sd": energy.get("sd"),
+                "modelled": energy["modelled"], "reliable": energy["reliable"],
+                "energy_method": method_of(energy), "batch_size": cost["batch_size"],
+                "cost_paper": cost["paper"],
+            }  # fmt: skip
+        return line
+
+    def front(self) -> pd.DataFrame:
+        """Runs with a mean and counted FLOPs, cheapest first, and their `state`.
+
+        A run is on the front when no run of the same (within `EQUAL_FLOPS`) or less FLOPs scores
+        higher. Others are
+        dominated where such a run is better with its whole paired 95 % interval, and else cannot
+        be told apart from the front. Intervals are not corrected for the number of pairs.
+        """
+        runs = [run for run in self.whole if run.cost is not None]
+        lines = [self._numbers(run) for run in runs]
+        draws = [run.draws(self.benchmarks) for run in runs]
+        for i, line in enumerate(lines):
+            cheaper = [j for j, other in enumerate(lines)
+                       if j != i and other["flops"] <= EQUAL_FLOPS * line["flops"]]  # fmt: skip
+            better = [j for j in cheaper if lines[j]["mean"] > line["mean"]]
+            line["state"] = FRONT if not better else CLOSE
+            for j in better:
+                gap = np.subtract(draws[j], draws[i])[:SHOWN]  # type: ignore[arg-type]
+                if np.quantile(gap, 0.025) > 0:
+                    line["state"] = DOMINATED
+        frame = pd.DataFrame(lines, columns=[*self.frame().columns, "state"])
+        return frame.sort_values(["flops", "mean"], ascending=[True, False], ignore_index=True)
+
+    def blocks(self) -> dict[tuple[str, int], list[Run]]:
+        """By paper and its budget the runs on the whole suite, best first; one run is no block."""
+        found: dict[tuple[str, int], list[Run]] = {}
+        for run in self.whole:
+            for paper in run.papers:
+                found.setdefault((paper, run.budget), []).append(run)
+        names = [paper.key for paper in all_papers()]
+        order = sorted(found, key=lambda b: (names.index(b[0]), -b[1]))
+        return {b: sorted(found[b], key=lambda r: -self.mean(r)) for b in order
+                if len(found[b]) > 1}  # fmt: skip
+
+    def mean(self, run: Run) -> float:
+        """Mean retention of a run on the whole suite."""
+        found = run.retention(self.benchmarks)
+        assert found is not None
+        return found.value
+
+
+# -- helpers ---------------------------------------------------------------------------------------
+
+
+def recorded(scale: str = "pocket", folder: Path | None = None) -> dict[str, list[Record]]:
+    """By paper the records of a scale; studies of the benchmarks themselves are no methods."""
+    root = (results_dir() if folder is None else folder) / scale
+    return {p.key: rec.read_records(root / p.key / "records") for p in all_papers()}
+
+
+def gather(model: str = "", n: int = 0, machine: str = "") -> Comparison:
+    """The comparison of what lies under results/; see `Comparison`."""
+    return Comparison(recorded(), model=model, n=n, machine=machine)
+
+
+def tax_rows(folder: Path | None = None) -> pd.DataFrame:
+    """The methods' own tax on prefill, as `invoke bench` left it; empty without.
+
+    Columns: model, method, kept, total, label, ratio, low, high, n.
+    """
+    path = (results_dir() if folder is None else folder) / "benchmark" / "prefill_tax.json"
+    if not path.is_file():
+        return pd.DataFrame()
+    labels = _labels()
+    return pd.DataFrame([
+        {**{k: row[k] for k in ("model", "method", "kept", "total")},
+         "label": labels.get(row["method"], row["method"]), "ratio": row["ratio"]["median"],
+         "low": row["ratio"]["low"], "high": row["ratio"]["high"], "n": row["ratio"]["n"]}
+        for row in rec.read_record(path)["rows"]
+    ])  # fmt: skip
+
+
+def build() -> list[Path]:
+    """Execute the comparison notebooks into results/compare; returns their pages.
+
+    Raises:
+        NothingRecordedError: before anything is executed.
+        NotebookError: a cell failed.
+    """
+    gather()
+    source, target = project_root() / "notebooks" / "compare", results_dir() / "compare"
+    return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", {}) for n in NOTEBOOKS]
+
+
+def family_of(key: str) -> str:
+    """Where a method acts: one of FAMILIES; "other" for one that only a study defines."""
+    if key in CONTROLS:
+        return FAMILIES[0]
+    cls = next((c for c in _subclasses(Method) if getattr(c, "key", None) == key), None)
+    if cls is None:
+        return "other"
+    before, inside = issubclass(cls, EncoderReducer), issubclass(cls, LayerReducer)
+    return (
+        FAMILIES[3]
+        if before and inside
+        else FAMILIES[1]
+        if before
+        else (FAMILIES[2] if inside else "other")
+    )
+
+
+def method_of(energy: Mapping[str, Any]) -> str:
+    """How an energy figure came about, part by part."""
+    parts = [f"{part}: {how}" for part, how in energy.get("methods", {}).items() if how != "none"]
+    return "; ".join(parts) or "none"
+
+
+def _subclasses(cls: type) -> Iterable[type]:
+    below: list[type] = cls.__subclasses__()
+    for sub in below:
+        yield sub
+        yield from _subclasses(sub)
+
+
+def _labels() -> dict[str, str]:
+    """What papers call methods; a paper's name for its own method comes first."""
+    names: dict[str, str] = {}
+    for paper in all_papers():
+        own = labels_of(paper)
+        names = own | names
+        names |= {k: v for k, v in own.items() if k == paper.key}
+    return names
+
+
+def _installed(setting: Mapping[str, Any]) -> bool:
+    try:
+        return model_hash(str(setting["model"])) == setting["model_hash"]
+    except (WeightsError, OSError):
+        return False
+
+
+def _frozen(values: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple(values.items())
+
+
+def clock_of(record: Record) -> dict[str, Any]:
+    """How the times of an efficiency record were taken."""
+    names = ("device", "threads", "batch_size", "repeats", "decode_steps")
+    return {name: record["request"].get(name) for name in names}

@@ -1,0 +1,120 @@
+"""Executing a paper's notebook with parameters, and its HTML page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import nbformat
+import papermill
+from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from nbconvert import HTMLExporter
+
+from frugalvlm.errors import FrugalError
+from frugalvlm.paths import project_root
+
+if TYPE_CHECKING:
+    from frugalvlm.runs.options import Options
+
+# Progress bars and library warnings would end up as noise in the executed notebook.
+QUIET = {
+    "TQDM_DISABLE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks for widgets that a page cannot show
+}
+
+
+class NotebookError(FrugalError, ValueError):
+    """A notebook that cannot be run as asked; the message names the remedy."""
+
+
+def paper_notebook(key: str) -> Path:
+    """The source notebook of a paper.
+
+    Raises:
+        NotebookError: when the paper has none yet.
+    """
+    path = project_root() / "notebooks" / "papers" / f"{key}.ipynb"
+    if not path.is_file():
+        raise NotebookError(f"There is no notebook for '{key}' yet ({path}).")
+    return path
+
+
+def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
+    """Run a notebook with parameters and write the executed copy and its HTML page.
+
+    Both files appear only when the run is over; a failed run leaves `TARGET.failed.ipynb`.
+
+    Args:
+        source: a notebook with one cell tagged `parameters`.
+        target: where the executed copy goes.
+        parameters: values for that cell; names it does not have are refused.
+
+    Returns:
+        The HTML page, beside `target`.
+
+    Raises:
+        NotebookError: unknown parameter, missing kernel, or a cell that failed.
+    """
+    known = papermill.inspect_notebook(str(source))
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        raise NotebookError(
+            f"{source.name} has no parameter {', '.join(unknown)}. It has: {', '.join(known)}."
+        )
+    kernel = nbformat.read(source, as_version=4).metadata.get("kernelspec", {}).get("name", "")
+    try:
+        KernelSpecManager().get_kernel_spec(kernel)
+    except NoSuchKernel as error:
+        raise NotebookError(
+            f"The notebook's kernel '{kernel}' is not installed: run "
+            "`python -m ipykernel install --sys-prefix` in this environment."
+        ) from error
+    target.parent.mkdir(parents=True, exist_ok=True)
+    running = target.with_suffix(".failed.ipynb")
+    try:
+        with mock.patch.dict(os.environ, QUIET):
+            papermill.execute_notebook(
+                str(source),
+                str(running),
+                dict(parameters),
+                progress_bar=False,
+                cwd=str(source.parent),
+            )
+    except papermill.exceptions.PapermillExecutionError as error:
+        raise NotebookError(
+            f"Cell {error.exec_count} of {source.name} failed with {error.ename}: {error.evalue} "
+            f"(see {running})."
+        ) from error
+    executed = nbformat.read(running, as_version=4)
+    # Where this machine keeps its files is nobody's business and would differ in every copy.
+    executed.metadata.papermill.update(input_path=source.name, output_path=target.name)
+    nbformat.write(executed, running)
+    page, _ = HTMLExporter(template_name="lab").from_filename(str(running))
+    html = target.with_suffix(".html")
+    temporary = html.with_suffix(".html.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, html)
+    os.replace(running, target)
+    return html
+
+
+def execute_paper_notebook(key: str, options: Options, folder: Path) -> Path:
+    """Execute a paper's notebook on records that exist already; returns the HTML page."""
+    parameters: dict[str, Any] = {"n": options.n, "model": options.model, "device": options.device}
+    if options.benchmarks is not None:
+        parameters["benchmarks"] = list(options.benchmarks)
+    if options.budgets is not None:
+        parameters["budgets"] = options.budgets
+    source = paper_notebook(key)
+    # Not every notebook measures energy or needs a second model.
+    for name in {"repeats", "energy_window_s", "guide"} & set(
+        papermill.inspect_notebook(str(source))
+    ):
+        parameters[name] = getattr(options, name)
+    return execute(source, folder / f"{key}.ipynb", parameters)

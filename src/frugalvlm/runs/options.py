@@ -1,0 +1,77 @@
+"""What a reproduction may be told, and where its records go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from frugalvlm.papers import KEYS
+from frugalvlm.paths import results_dir
+from frugalvlm.runs.setting import Setting
+
+POCKET_MODEL = "pocket-llava-base"
+GUIDE_MODEL = "pocket-llava-small"
+QUESTIONS = 300  # per benchmark, at the pocket scale
+# Where all papers run, within half an hour on two cores: fewer questions, shorter measurements.
+QUICK: dict[str, Any] = {"n": 100, "repeats": 5, "energy_window_s": 0.5}
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reproduction may be told.
+
+    Attributes:
+        n: questions per benchmark.
+        benchmarks: ids of the benchmarks to run; None: all of the table.
+        budgets: how many of the table's budgets to run, the first ones; None: all.
+        model: model name, folder or Hub id.
+        revision: of a Hub model.
+        device: "cpu" or "cuda".
+        force: run again although complete records exist.
+        repeats: rounds of the latency measurement.
+        energy_window_s: length of a modelled energy window, per method.
+        guide: small model of the methods that need one: name, folder or Hub id.
+        since: with `force`, records made from this moment on count all the same.
+    """
+
+    n: int = QUESTIONS
+    benchmarks: tuple[str, ...] | None = None
+    budgets: int | None = None
+    model: str = POCKET_MODEL
+    revision: str | None = None
+    device: str = "cpu"
+    force: bool = False
+    repeats: int = 9
+    energy_window_s: float = 1.0
+    guide: str = GUIDE_MODEL
+    since: datetime | None = None
+
+
+def folder_of(paper: str, scale: str) -> Path:
+    """Where the results of a paper at a scale go."""
+    return results_dir() / scale / paper
+
+
+def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -> Setting:
+    """What all runs of a paper's pocket table share.
+
+    Args:
+        key: the paper.
+        options: of this table: its model, its number of questions.
+        weights: hash of the model's weights.
+        beside: folder of another table than the main one, in the paper's own.
+    """
+    folders = {paper: folder_of(paper, "pocket") / beside / "records" for paper in KEYS}
+    return Setting(
+        scale="pocket",
+        model_name=options.model,
+        model_hash=weights,
+        folder=folders.pop(key),
+        n=options.n,
+        device=options.device,
+        force=options.force,
+        since=options.since,
+        others=tuple(folders.values()),
+    )
