@@ -16,7 +16,7 @@ from tiny_hosts import (
     prompt,
 )
 
-from frugalvlm import exits, surgery
+from frugalvlm.engine import exits, session
 from frugalvlm.methods import FasterVLM, FastV, Vanilla, VisionZip
 
 
@@ -38,7 +38,7 @@ def untouched():
         return model, inputs
 
     yield take
-    assert not surgery._SESSIONS
+    assert not session._SESSIONS
     assert not exits._BUSY
     for model, inputs, before, logits in seen:
         after = fingerprint_of(model)

@@ -25,7 +25,7 @@ from tiny_hosts import (
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from frugalvlm import exits
+from frugalvlm.engine import exits
 from frugalvlm.methods import EarlyExit, FastV, VisionZip
 from frugalvlm.views import BudgetError, UnsupportedError
 
