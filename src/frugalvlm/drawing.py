@@ -117,6 +117,7 @@ def _borders(labels: np.ndarray, inside: np.ndarray) -> np.ndarray:
 def count_text(
     grid: tuple[int, int], kept: Sequence[int], merged: Mapping[int, Sequence[int]]
 ) -> str:
+    """How many patches are kept and merged, for a title."""
     text = f"{len(set(kept))} of {grid[0] * grid[1]} patches kept"
     if merged:
         folded = sum(len(patches) for patches in merged.values())

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
-__all__ = ["fill_from", "operator_of", "operates"]
+__all__ = ["fill_from", "operates", "operator_of"]
 
 Operator = Callable[..., AbstractContextManager[Any]]
 _F = TypeVar("_F", bound=Operator)

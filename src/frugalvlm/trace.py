@@ -143,7 +143,7 @@ class Trace:
         origins: Callable[[], list[list[int]]] = list,
         merged_into: Tensor | None = None,
     ) -> None:
-        """Told by the engine: a new prompt: tokens and crops of each image; nothing for a prompt without one."""
+        """The engine tells of a new prompt: tokens and crops of each image; none without images."""
         self.calls += 1
         self.tokens_per_layer, self.spread, self.visible_per_layer, self._cuts = [], [], [], []
         self._origins, self._crops, self._merged_into = origins, crops, merged_into
@@ -151,7 +151,7 @@ class Trace:
             self._set_from(0, counts)
 
     def note_cut(self, layer: int, kept: Kept, hidden: bool = False) -> None:
-        """Told by the engine: from decoder layer `layer` on, images have (or, where others are hidden, show) these."""
+        """The engine tells what images have (or show, where others are hidden) from a layer on."""
         self._cuts.append((layer, kept))
         self._set_from(layer, kept.counts, hidden)
 

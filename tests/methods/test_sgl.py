@@ -318,7 +318,7 @@ def test_a_missing_or_foreign_guide_is_named():
     text = LlamaConfig(vocab_size=16, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                        num_attention_heads=2)  # fmt: skip
     with pytest.raises(UnsupportedError, match="Known families"):
-        METHOD.guided_by(LlamaForCausalLM(text))
+        METHOD.guided_by(LlamaForCausalLM(text)).on(model).__enter__()
 
 
 def test_a_copy_may_guide():

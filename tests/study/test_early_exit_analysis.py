@@ -15,7 +15,7 @@ from frugalvlm.papers.paper import load_paper
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.reproduce import runners
-from frugalvlm.runs import options
+from frugalvlm.runs.options import Options
 from frugalvlm.studies.early_exit import analysis
 from frugalvlm.studies.early_exit import report as exit_report
 from frugalvlm.verdicts.verdicts import verdicts
@@ -230,7 +230,7 @@ def test_the_paper_is_reproduced_without_a_table(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "GATES", {"confidence": (0.5, 0.9), "entropy": (0.3,),
                                             "patience": (1,)})  # fmt: skip
     monkeypatch.setattr(analysis, "make_sources", partial(short_answers, tokens=5))
-    options = options.Options(n=ITEMS, model=str(folder), repeats=2)
+    options = Options(n=ITEMS, model=str(folder), repeats=2)
     made = runners.run_pocket("early_exit", options)
     assert [r["request"]["analysis"] for r in made] == ["depth", "decoding", "time"]
     assert len(list((tmp_path / "pocket" / "early_exit" / "records").glob("*.json"))) == 3

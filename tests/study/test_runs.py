@@ -18,7 +18,7 @@ from frugalvlm.papers.paper import UnknownPaperError, load_paper
 from frugalvlm.pocket.installed import WeightsError, verify
 from frugalvlm.reproduce import command as rep
 from frugalvlm.reproduce import runners
-from frugalvlm.runs import accuracy, attention, efficiency, layout, options, setting
+from frugalvlm.runs import accuracy, attention, efficiency, layout, options
 from frugalvlm.runs.setting import Setting, Silent
 from frugalvlm.views import BudgetError
 

@@ -14,7 +14,7 @@ from frugalvlm.papers.paper import load_paper
 from frugalvlm.pocket.installed import WeightsError, save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.report import tables
-from frugalvlm.runs import accuracy, setting
+from frugalvlm.runs import accuracy
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import method_key
 from frugalvlm.runs.setting import Setting, Silent

@@ -24,7 +24,7 @@ from frugalvlm.reproduce import command as rep
 from frugalvlm.reproduce import runners
 from frugalvlm.reproduce.side_by_side import LostProcessError, side_by_side
 from frugalvlm.reproduce.side_by_side import _ready as ready
-from frugalvlm.runs import accuracy, layout, options, records, setting
+from frugalvlm.runs import accuracy, layout, options, records
 from frugalvlm.runs.setting import Setting, Silent
 
 GQA = "pocket-gqa"

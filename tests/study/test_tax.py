@@ -124,7 +124,7 @@ def test_ratios_are_right_on_a_fake_clock(model, monkeypatch):
         (name, i >= 0) for i in range(-warmup, repeats) for name in names
     ))  # fmt: skip
     for method in (methods.Uniform(16), methods.FastV(16),
-                   methods.SGL(16, 0.1).guided_by(copy.deepcopy(model))):  # fmt: skip
+                   methods.SGL(16, 0.1, guide=Guide(copy.deepcopy(model)))):  # fmt: skip
         rounds[0] = 0
         row = tax._tax(method, model, copy.deepcopy(model), repeats=3, warmup=1)
         assert row["native_ms"] == pytest.approx(400)  # rounds of 300, 400 and 500 ms

@@ -14,6 +14,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -28,6 +29,7 @@ from transformers import (
 )
 
 from frugalvlm import measure
+from frugalvlm.engine.guidance import Guide
 from frugalvlm.hosts import host_for
 from frugalvlm.measure.latency import synchronize
 from frugalvlm.methods import METHODS, SGL, EncoderReducer, Method
@@ -141,7 +143,7 @@ def _at_budget(key: str, kept: int, total: int, guide: PreTrainedModel) -> Metho
         method = METHODS[key].for_budget(kept, total)
     except BudgetError:  # it leaves the tokens alone
         method = METHODS[key].for_budget(total, total)
-    return method.guided_by(guide, "guide") if isinstance(method, SGL) else method
+    return replace(method, guide=Guide(guide, "guide")) if isinstance(method, SGL) else method
 
 
 def _tax(

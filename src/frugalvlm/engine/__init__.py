@@ -1,4 +1,4 @@
-"""Putting methods on unmodified models. Importing it registers who operates which kind of method."""
+"""Putting methods on unmodified models. Importing it registers what operates which kind."""
 
 from frugalvlm.engine import exits, guidance, lookahead, session
 

@@ -1,4 +1,4 @@
-"""The embedded models as they lie in data/models/: where, whole or damaged, how they are written."""
+"""The embedded models as they lie in data/models/: whole or damaged, and how they are written."""
 
 from __future__ import annotations
 

@@ -389,6 +389,7 @@ class RunFiles:
         path.write_text(json.dumps(identity, indent=1))
 
     def restore(self, whole: nn.Module) -> Progressed:
+        """Weights of the last checkpoint, if there is one, and how far it had come."""
         path = self.folder / "progress.json"
         if not path.exists():
             return Progressed()
@@ -398,6 +399,7 @@ class RunFiles:
         return Progressed(**state["progress"])
 
     def restore_optimizer(self, optimizer: MuonAdamW, trained: nn.Module, device: str) -> None:
+        """The optimiser's state of the last checkpoint."""
         tensors = load_file(self.folder / self._state["optimizer"], device=device)
         for key, parameter in trained.named_parameters():
             state = {
@@ -412,6 +414,7 @@ class RunFiles:
         self, whole: nn.Module, trained: nn.Module, optimizer: MuonAdamW,
         done: Progressed,
     ) -> None:  # fmt: skip
+        """Write a checkpoint; a kill meanwhile leaves the one before."""
         names = {k: f"{k}-{done.stage}-{done.step}.safetensors" for k in ("model", "optimizer")}
         save_file({k: v.contiguous() for k, v in whole.state_dict().items()},
                   self.folder / names["model"])  # fmt: skip
@@ -430,6 +433,7 @@ class RunFiles:
                 old.unlink()
 
     def log(self, stage: str, step: int, values: dict[str, float]) -> None:
+        """Add a line to the learning curve."""
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
 

@@ -318,6 +318,7 @@ def _energy_numbers(
 
 
 def rankable(energy: Mapping[str, Any]) -> bool:
+    """Whether a measured energy may be ranked and compared."""
     known = energy["joules_per_question"] is not None
     return known and not energy["modelled"] and bool(energy["reliable"])
 

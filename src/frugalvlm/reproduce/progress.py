@@ -36,9 +36,11 @@ class Bars:
         self.task: Any = None
 
     def start(self, description: str, total: int) -> None:
+        """A run begins: its bar takes the place of the last one's."""
         if self.task is not None:
             self.bar.remove_task(self.task)
         self.task = self.bar.add_task(description, total=total)
 
     def advance(self, steps: int) -> None:
+        """So many questions or rounds are done."""
         self.bar.advance(self.task, steps)
