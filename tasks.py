@@ -47,12 +47,13 @@ def reproduce(
 ):  # fmt: skip
     """Reproduce a paper's tables, or all of them: runs, verdicts, executed notebook, HTML page."""
     from frugalvlm.reproduce import command as study
+    from frugalvlm.runs import options as known
 
     if bool(paper) == all_:
         raise Exit("Give either --paper KEY (`invoke papers` lists them) or --all.", code=2)
-    options = study.Options(
-        **(study.QUICK if all_ and not n else {"n": n or study.QUESTIONS}),
-        model=model or study.POCKET_MODEL,
+    options = known.Options(
+        **(known.QUICK if all_ and not n else {"n": n or known.QUESTIONS}),
+        model=model or known.POCKET_MODEL,
         revision=revision,
         device=device,
         force=force,

@@ -15,6 +15,7 @@ from frugalvlm.pocket.installed import WeightsError, save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.report import tables
 from frugalvlm.runs import accuracy
+from frugalvlm.runs.guides import with_guide
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import method_key
 from frugalvlm.runs.setting import Setting, Silent
@@ -207,11 +208,11 @@ def test_tables_and_verdicts_read_them(made, setting, large, options):
 def test_a_plan_gets_its_guide_only_where_one_is_needed(large, options):
     missing = dataclasses.replace(options, guide="pocket-llava-none")
     plan = [(methods.Vanilla(), 144), (methods.FastV(7), 7)]
-    assert sgl.with_guide(plan, missing, large[1]) == plan
+    assert with_guide(plan, missing, large[1]) == plan
     guided = [*plan, (methods.SGL.for_budget(7, 144), 7)]
     with pytest.raises(WeightsError, match="pocket-llava-none"):
-        sgl.with_guide(guided, missing, large[1])
-    *others, (method, budget) = sgl.with_guide(guided, options, large[1])
+        with_guide(guided, missing, large[1])
+    *others, (method, budget) = with_guide(guided, options, large[1])
     assert others == plan
     assert budget == 7
     assert method.guide is not None

@@ -25,6 +25,7 @@ from frugalvlm.reproduce import runners
 from frugalvlm.reproduce.side_by_side import LostProcessError, side_by_side
 from frugalvlm.reproduce.side_by_side import _ready as ready
 from frugalvlm.runs import accuracy, layout, options, records
+from frugalvlm.runs.options import folder_of
 from frugalvlm.runs.setting import Setting, Silent
 
 GQA = "pocket-gqa"
@@ -240,7 +241,7 @@ def test_nothing_timed_is_measured_beside_other_work(key, folders, tmp_path, mon
     options = _options(folders)
     for part in rep.answer_parts(key, options):
         rep.do_part(options, part, Silent())
-    beside = records.read_records(options.folder_of(key, "pocket") / "records")
+    beside = records.read_records(folder_of(key, "pocket") / "records")
     assert beside
     assert {r["kind"] for r in beside} <= {"accuracy", "analysis"}
     assert not {r["request"].get("analysis") for r in beside} & {"guide cost", "time", "exit"}
