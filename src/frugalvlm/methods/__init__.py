@@ -32,7 +32,7 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 # What papers compare with themselves in ablations: known by name, but no methods of their own.
 VARIANTS: dict[str, type[Method]] = {kind.key: kind for kind in (AIMMerge, AIMEarly, AIMVideo)}
-KINDS = (Method, EncoderReducer, LayerReducer)  # what a new method derives from
+KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
 
 __all__ = ["METHODS", "VARIANTS", "method_class"]
 __all__ += [kind.__name__ for kind in (*METHODS.values(), *VARIANTS.values(), *KINDS)]

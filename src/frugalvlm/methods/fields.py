@@ -271,7 +271,7 @@ def _argument(f: Field, rule: Rule) -> str:
 def _own(method: type) -> list[Field]:
     """The fields that a user sets, in the order in which they are given."""
     told = [f for f in fields(method) if f.init and not f.metadata.get("runtime")]
-    return sorted(told, key=lambda f: f.kw_only)
+    return sorted(told, key=lambda f: bool(f.kw_only))
 
 
 def _default(f: Field) -> Any:
