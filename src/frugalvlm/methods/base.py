@@ -162,7 +162,7 @@ class SizedReducer(EncoderReducer):
         kept_tokens: what the language model gets, exactly or at most, as the method says.
     """
 
-    kept_tokens: Annotated[Tokens, "T, per crop"]
+    kept_tokens: Annotated[Tokens, "T, what the language model gets of a crop"]
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
