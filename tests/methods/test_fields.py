@@ -1,8 +1,9 @@
 """Every field of every method says what it may hold, is checked, and is explained in its help."""
 
+import copy
 import inspect
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
@@ -31,6 +32,10 @@ RIGHT = {  # of these, what each field may hold after all
     "rates": [ONE],
     "threshold": [-1, -0.5, 2.5],  # out of reach: never fires
 }
+
+
+class Model:
+    config = None
 
 
 def by_default(kind: type[Method]) -> Method:
@@ -122,7 +127,8 @@ def test_short_reprs():
     assert repr(methods.PruMergePlus(16, 8)) == "PruMergePlus(16, neighbours=8)"
     assert repr(methods.GSearch(rates=(1.0, 0.5))) == "GSearch(rates=(1.0, 0.5))"
     assert repr(Vanilla()) == "Vanilla()"
-    guided = methods.SGL(4, 0.25, guide=type("Small", (), {"name": "small@1f0c"})())
+    guide = type("Small", (), {"name": "small@1f0c", "model": None})()
+    guided = methods.SGL(4, 0.25, guide=guide)
     assert repr(guided) == "SGL(4, 0.25, guide=<small@1f0c>)"
 
 
@@ -138,6 +144,11 @@ def test_short_reprs():
         lambda: methods.EarlyExit("patience", 1.5),
         lambda: methods.EarlyExit(threshold=10**400),
         lambda: methods.SGL(4, 0.5, guide_from=0.6, guide_to=0.5),
+        lambda: methods.SGL(4, 0.5, guide="pocket-llava-small"),
+        lambda: methods.SGL(4, 0.5).guided_by("pocket-llava-small"),
+        lambda: methods.SGL(4, 0.5).guided_by(Model, max_new_tokens=0),
+        lambda: methods.SGL(4, 0.5).guided_by(Model, max_new_tokens="10"),
+        lambda: methods.GSearch().check(methods.base.Shape(144, (12, 12), 12, True)),
         lambda: methods.FasterVLM.for_budget(16, "144"),
         lambda: methods.FasterVLM.for_budget(16, True),
         lambda: methods.FasterVLM.for_budget(1, 0),
@@ -222,6 +233,18 @@ def test_an_annotation_that_cannot_be_read_is_an_error():
     body = {"__annotations__": {"late": "Undefined"}, "late": 1, "key": "unread"}
     with pytest.raises(UnsupportedError, match=r"Unread\.late cannot be read"):
         dataclass(frozen=True)(type("Unread", (Own,), {**body, "__module__": __name__}))
+
+
+def test_a_class_that_was_pickled_by_value_still_knows_its_defaults():
+    """Notebook cells go to other processes so; the mark of a missing default is copied, too."""
+    kind = dataclass(frozen=True)(type("Moved", (Own,), {"__module__": __name__}))
+    moved = {name: copy.copy(f) for name, f in kind.__dataclass_fields__.items()}
+    for f in moved.values():
+        f.default_factory = type(MISSING)()
+    moved["kept_tokens"].default = type(MISSING)()
+    kind.__dataclass_fields__ = moved
+    assert repr(kind(4, mode="b")) == "Moved(4, mode='b')"
+    assert str(inspect.signature(kind)).startswith("(kept_tokens, share=0.5, ")
 
 
 def test_a_class_inside_a_function_may_name_what_is_local():

@@ -21,14 +21,24 @@ from frugalvlm.methods.fields import (
     FullDoc,
     PlainSignature,
     Tokens,
+    refuse,
     short,
     shown,
     validate,
     whole,
-)
+)  # fmt: skip
 from frugalvlm.operators import operator_of
 from frugalvlm.trace import ExitTrace, Trace
-from frugalvlm.views import BudgetError, EncoderView, Kept, LayerView, Reduced, Shape, SmallModel
+from frugalvlm.views import (
+    BudgetError,
+    EncoderView,
+    Kept,
+    LayerView,
+    Reduced,
+    Shape,
+    SmallModel,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -226,6 +236,11 @@ class GuidedReducer(LayerReducer):
         default=None, repr=False, compare=False, kw_only=True, metadata=RUNTIME
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guide is not None and not hasattr(self.guide, "model"):
+            raise refuse(self, "guide", "what guided_by(small_model) makes, or None")
+
     def __repr__(self) -> str:
         name = getattr(self.guide, "name", None)
         plain = short(replace(self, guide=None))
@@ -236,7 +251,21 @@ class GuidedReducer(LayerReducer):
         return {**super().describe(), "guide": getattr(self.guide, "name", None)}
 
     def guided_by(self, model: PreTrainedModel, name: str = "", max_new_tokens: int = 10) -> Self:
-        """The method with its small model; see `frugalvlm.views.SmallModel` for the arguments."""
+        """The method with its small model; see `frugalvlm.views.SmallModel` for the arguments.
+
+        Raises:
+            UnsupportedError: for a model that is none, or a length that is no number of tokens.
+        """
+        if not hasattr(model, "config"):
+            raise UnsupportedError(
+                f"{self.key} is guided by a Transformers model, got {shown(model)}: load one, for "
+                "instance with load_vlm."
+            )
+        if not whole(max_new_tokens) or max_new_tokens < 1:
+            raise UnsupportedError(
+                f"max_new_tokens={shown(max_new_tokens)} is impossible: a guide's answer has a "
+                "whole number of tokens from 1."
+            )
         return replace(self, guide=SmallModel(model, name, max_new_tokens))
 
 

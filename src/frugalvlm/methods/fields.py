@@ -158,7 +158,8 @@ class Rule:
     def _tuple(self, value: Any) -> tuple:
         if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
             raise ValueError
-        return tuple(self.parts[0].plain(part) for part in value)
+        (inner,) = self.parts
+        return tuple(inner.plain(part) for part in value)
 
     def _any(self, value: Any) -> Any:
         for part in self.parts:
@@ -275,7 +276,13 @@ def _own(method: type) -> list[Field]:
 
 
 def _default(f: Field) -> Any:
-    return f.default if f.default_factory is MISSING else f.default_factory()
+    """The value that is taken where none is given, or `MISSING`.
+
+    By type: a class that was pickled by value, as notebooks' are, has a `MISSING` of its own.
+    """
+    if callable(f.default_factory):
+        return f.default_factory()
+    return MISSING if isinstance(f.default, type(MISSING)) else f.default
 
 
 def _owner(method: type, name: str) -> type:

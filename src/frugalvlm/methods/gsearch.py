@@ -34,7 +34,7 @@ from torch import Tensor
 from frugalvlm.methods.base import LayerReducer, check_budget
 from frugalvlm.methods.fields import Limits, Tokens, refuse
 from frugalvlm.methods.schedules import check_depth, check_mean, solve
-from frugalvlm.views import Kept, LayerView, Shape, UnsupportedError, keep_top
+from frugalvlm.views import BudgetError, Kept, LayerView, Shape, UnsupportedError, keep_top
 
 Queries = Literal["text", "last"]
 FULL = 2  # layers that keep every token (Figure 2)
@@ -113,7 +113,11 @@ class GSearch(LayerReducer):
             )
         if self.rates:
             return
-        check_budget(self.kept_tokens, shape.patches, self)  # type: ignore[arg-type]
+        if self.kept_tokens is None:
+            raise BudgetError(
+                "gsearch needs kept_tokens, a whole number of visual tokens, or else rates."
+            )
+        check_budget(self.kept_tokens, shape.patches, self)
         if shape.decoder_layers <= FULL:
             raise UnsupportedError(
                 f"gsearch cuts behind decoder layer {FULL}, but this decoder has "
