@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
+from PIL import Image as pil
+from PIL.Image import Image
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+
+def crops_seen(image: Image, processor: Any) -> list[Image]:
+    """What a vision tower sees of a picture: its crops, the base crop first.
+
+    The processor resizes, cuts and tiles the picture; what it does to colours is undone.
+
+    Args:
+        image: any picture.
+        processor: of a model, or its image processor.
+    """
+    reads = getattr(processor, "image_processor", processor)
+    pixels = np.asarray(reads(images=image, return_tensors="pt")["pixel_values"], dtype=float)
+    pixels = np.moveaxis(pixels.reshape(-1, *pixels.shape[-3:]), 1, -1)
+    if reads.do_normalize:
+        pixels = pixels * np.array(reads.image_std) + np.array(reads.image_mean)
+    pixels = pixels / (reads.rescale_factor if reads.do_rescale else 1)
+    return [pil.fromarray(crop.round().clip(0, 255).astype("uint8")) for crop in pixels]
 
 
 def draw_kept_patches(

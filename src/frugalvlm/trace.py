@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
+from frugalvlm.errors import FrugalError
 from frugalvlm.views import Kept
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from PIL.Image import Image
+
+
+class TraceError(FrugalError, ValueError):
+    """A question that a trace cannot answer, or a picture that it cannot draw on."""
 
 
 @dataclass
@@ -46,7 +52,7 @@ class Trace:
         """Visual tokens averaged over decoder layers (the average that some papers call budget).
 
         Raises:
-            ValueError: when the last prompt had no image, or none was seen.
+            TraceError: when the last prompt had no image, or none was seen.
         """
         self._need()
         return sum(self.tokens_per_layer) / len(self.tokens_per_layer)
@@ -58,7 +64,7 @@ class Trace:
         [CLS], merged and newline tokens stand at no single patch and are not listed.
 
         Raises:
-            ValueError: when the last prompt had no image, or none was seen.
+            TraceError: when the last prompt had no image, or none was seen.
         """
         return self.kept_at(self.decoder_layers - 1)
 
@@ -66,9 +72,11 @@ class Trace:
         """Per crop, the patches that are there, and not hidden, at a decoder layer (0-based).
 
         Raises:
-            ValueError: when the last prompt had no image, or none was seen.
+            TraceError: when the last prompt had no image, or none was seen; for a layer that the
+                decoder does not have.
         """
         self._need()
+        _check_place("layer", layer, self.decoder_layers, "this decoder")
         patches = self.grid[0] * self.grid[1]
         kept: list[list[int]] = []
         for image, (tokens, crops) in enumerate(zip(self._origins(), self._crops, strict=True)):
@@ -86,7 +94,7 @@ class Trace:
         """Per crop, which patches were folded into which slot of the crop's reduced tokens.
 
         Raises:
-            ValueError: when the last prompt had no image, or none was seen.
+            TraceError: when the last prompt had no image, or none was seen.
         """
         self._need()
         if self._merged_into is None:
@@ -110,31 +118,92 @@ class Trace:
         """
         if not self.calls:
             return self.grid, list(range(self.grid[0] * self.grid[1])), {}
+        self._need()
         layer = self.decoder_layers - 1 if layer is None else layer
+        _check_place("crop", crop, sum(self._crops), "the last batch")
         return self.grid, self.kept_at(layer)[crop], self.merged[crop]
 
-    def plot(self, image: Image, ax: Axes | None = None, crop: int = 0) -> Axes:
-        """Draw the kept patches of one crop on its picture; the others are dimmed.
+    def plot(
+        self,
+        image: Image,
+        processor: Any = None,
+        ax: Axes | None = None,
+        crop: int = 0,
+        layer: int | None = None,
+    ) -> Axes:
+        """Draw the kept patches of one crop on what the vision tower saw; the others are dimmed.
 
         Args:
-            image: the picture of that crop.
+            image: the picture of the prompt, whole.
+            processor: the processor that made the model's inputs. It may resize, cut and tile a
+                picture, so only what it makes of this one is what the tower saw. Needed unless the
+                picture has the tower's shape and was resized as a whole.
             ax: axes to draw on; a new figure when absent.
-            crop: which crop of the last batch.
+            crop: which crop of the last batch: of pictures in tiles the base crop comes first.
+            layer: the decoder layer (0-based) at which to look; the last when absent.
 
         Raises:
-            ValueError: when the last prompt had no image, or none was seen.
+            TraceError: when the last prompt had no image, or none was seen; for a crop or a layer
+                that is not there, and for a picture of which the tower saw something else.
         """
-        from frugalvlm.drawing import draw_kept_patches
+        self._need()
+        grid, kept, merged = self.picture(crop, layer)
+        try:
+            from frugalvlm import drawing
+        except ImportError as error:
+            raise TraceError(
+                f"Drawing needs matplotlib, which is not installed ({error}): run `pip install "
+                "matplotlib`."
+            ) from error
+        return drawing.draw_kept_patches(self._seen(image, processor, crop), grid, kept, merged, ax)
 
-        return draw_kept_patches(image, self.grid, self.kept[crop], self.merged[crop], ax)
+    def _seen(self, image: Image, processor: Any, crop: int) -> Image:
+        """What the tower saw as this crop."""
+        from frugalvlm.drawing import crops_seen
+
+        if not hasattr(image, "convert"):
+            raise TraceError(
+                f"A picture is a PIL image, got {type(image).__name__}: open it with "
+                "PIL.Image.open(...)."
+            )
+        number = next(i for i in range(len(self._crops)) if crop < sum(self._crops[: i + 1]))
+        count, place = self._crops[number], crop - sum(self._crops[:number])
+        if processor is None:
+            if count > 1 or not self._fits(image):
+                raise TraceError(
+                    f"What the tower saw of this picture of {image.width} x {image.height} pixels "
+                    f"is not known (crop {place + 1} of {count}, {self.grid[0]} x {self.grid[1]} "
+                    "patches): pass processor=, the one that made the model's inputs."
+                )
+            return image
+        try:
+            crops = crops_seen(image, processor)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise TraceError(
+                f"{type(processor).__name__} makes no pixels of a picture: pass the processor that "
+                "made the model's inputs."
+            ) from error
+        if len(crops) != count or not self._fits(crops[place]):
+            raise TraceError(
+                f"The tower saw {count} crops of {self.grid[0]} x {self.grid[1]} patches, and this "
+                f"processor makes {len(crops)} of {crops[0].width} x {crops[0].height} pixels of "
+                "this picture: pass the picture and the processor of that prompt."
+            )
+        return crops[place]
+
+    def _fits(self, picture: Image) -> bool:
+        """Whether a picture has the shape of the grid, but for less than half a patch."""
+        rows, cols = self.grid
+        few, many = sorted((picture.width * rows, picture.height * cols))
+        return many / few - 1 <= 0.5 / max(rows, cols)
 
     def _need(self) -> None:
         if not self.calls:
-            raise ValueError(
+            raise TraceError(
                 "Nothing was traced: run the model on a prompt with an image inside the block."
             )
         if not self.tokens_per_layer:
-            raise ValueError("The last prompt had no image, so nothing was kept or dropped.")
+            raise TraceError("The last prompt had no image, so nothing was kept or dropped.")
 
     def note_prompt(
         self,
@@ -180,9 +249,17 @@ class ExitTrace(Trace):
         """Blocks per decoded token, mean over passes and rows.
 
         Raises:
-            ValueError: when nothing was decoded.
+            TraceError: when nothing was decoded.
         """
         every = [layer for row in self.exits for layer in row]
         if not every:
-            raise ValueError("Nothing was decoded: run model.generate inside the block.")
+            raise TraceError("Nothing was decoded: run model.generate inside the block.")
         return sum(every) / len(every)
+
+
+def _check_place(what: str, place: int, count: int, where: str) -> None:
+    whole = isinstance(place, int | np.integer) and not isinstance(place, bool)
+    if not whole or not 0 <= place < count:
+        raise TraceError(
+            f"There is no {what} {place!r} in {where}: choose a whole number from 0 to {count - 1}."
+        )

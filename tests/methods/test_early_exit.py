@@ -427,19 +427,19 @@ def test_gates_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("method", "remedy"),
+    ("fields", "remedy"),
     [
-        (EarlyExit("margin"), "confidence, entropy, patience"),  # type: ignore[arg-type]
-        (EarlyExit(kv_copy="copy"), "hidden, keys_values, recompute"),  # type: ignore[arg-type]
-        (EarlyExit("patience", 0.9), "whole number from 1"),
-        (EarlyExit(threshold=math.nan), "finite"),
-        (EarlyExit(first_layer=0), r"1\.\.4"),
-        (EarlyExit(first_layer=5), r"1\.\.4"),
+        ({"gate": "margin"}, "'confidence', 'entropy', 'patience'"),
+        ({"kv_copy": "copy"}, "'hidden', 'keys_values', 'recompute'"),
+        ({"gate": "patience", "threshold": 0.9}, "whole number from 1"),
+        ({"threshold": math.nan}, "finite"),
+        ({"first_layer": 0}, "whole number from 1"),
+        ({"first_layer": 5}, r"1\.\.4"),
     ],
 )
-def test_impossible_fields(method, remedy):
+def test_impossible_fields(fields, remedy):
     with pytest.raises(UnsupportedError, match=remedy):
-        method.on(model_for("llava_clip")).__enter__()
+        EarlyExit(**fields).on(model_for("llava_clip")).__enter__()
 
 
 def test_models_and_caches_that_do_not_fit():

@@ -204,20 +204,20 @@ def test_budgets():
 
 
 @pytest.mark.parametrize(
-    "method",
+    ("fields", "reason"),
     [
-        GSearch(rates=(1.0, 1.0, 0.5)),
-        GSearch(rates=(1.0, 0.5, 0.6, 0.1)),
-        GSearch(rates=(0.9, 0.5, 0.4, 0.1)),
-        GSearch(rates=(1.0, 0.5, 0.4, 0.0)),
-        GSearch(4, rates=(1.0, 0.5, 0.4, 0.1)),
-        GSearch(4, k=0.0),
-        GSearch(4, queries="first"),  # type: ignore[arg-type]
+        ({"rates": (1.0, 1.0, 0.5)}, "needs rates for the 4 layers"),
+        ({"rates": (1.0, 0.5, 0.6, 0.1)}, "never above the one before"),
+        ({"rates": (0.9, 0.5, 0.4, 0.1)}, "rates is 1 at first"),
+        ({"rates": (1.0, 0.5, 0.4, 0.0)}, "always above 0"),
+        ({"rates": (1.0, 0.5, 0.4, 0.1), "kept_tokens": 4}, "None beside rates"),
+        ({"kept_tokens": 4, "k": 0.0}, "k is a finite number from 1e-06"),
+        ({"kept_tokens": 4, "queries": "first"}, "one of 'text', 'last'"),
     ],
 )
-def test_what_does_not_fit_is_refused(method):
-    with pytest.raises(UnsupportedError, match=r"needs rates for the 4 layers|choose 'text'"):
-        method.on(model_for("llava_clip")).__enter__()
+def test_what_does_not_fit_is_refused(fields, reason):
+    with pytest.raises(UnsupportedError, match=reason):
+        GSearch(**fields).on(model_for("llava_clip")).__enter__()
 
 
 def test_without_a_budget_or_depth():

@@ -101,13 +101,3 @@ def test_traces_follow_both_kinds_together():
     assert [sum(map(len, inner.kept[:5])), sum(map(len, inner.kept[5:]))] == [10, 6]
     for few, many in zip(inner.kept, before, strict=True):
         assert set(few) <= set(many)
-
-
-def test_a_picture_of_the_trace():
-    from PIL import Image
-
-    model = model_for("llava_next")
-    with make("visionzip").on(model) as trace, torch.no_grad():
-        model(**prompt("llava_next"))
-    axes = trace.plot(Image.new("RGB", (24, 24)), crop=3)
-    assert axes.images

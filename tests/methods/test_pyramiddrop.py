@@ -101,7 +101,10 @@ def test_what_does_not_fit_is_refused():
         PyramidDrop.for_mean(36, 144, 12)
     with pytest.raises(UnsupportedError, match=r"stages in 2\.\.3"):
         PyramidDrop().check(Shape(16, (4, 4), 3, True))
-    with pytest.raises(BudgetError, match="a share"), PyramidDrop(1.5).on(model_for("llava_clip")):
+    with (
+        pytest.raises(BudgetError, match="from 0 to 1"),
+        PyramidDrop(1.5).on(model_for("llava_clip")),
+    ):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Every method of the kit, by name. Adding one: a file, a class, a line here."""
+"""Every method of the kit, by name. Adding one: a file, a class, its import and its name here."""
 
 from frugalvlm.methods.aim import AIM, AIMEarly, AIMMask, AIMMerge, AIMVideo
 from frugalvlm.methods.avgpool import AvgPool
@@ -18,7 +18,9 @@ from frugalvlm.methods.tome import ToMe
 from frugalvlm.methods.uniform import Uniform
 from frugalvlm.methods.vanilla import Vanilla
 from frugalvlm.methods.visionzip import VisionZip, VisionZipMean
+from frugalvlm.views import UnsupportedError
 
+# The one list: registry, tables and tab completion follow.
 METHODS: dict[str, type[Method]] = {
     method.key: method
     for method in (
@@ -30,48 +32,24 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 # What papers compare with themselves in ablations: known by name, but no methods of their own.
 VARIANTS: dict[str, type[Method]] = {kind.key: kind for kind in (AIMMerge, AIMEarly, AIMVideo)}
+KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
 
-__all__ = [
-    "AIM",
-    "METHODS",
-    "SGL",
-    "VARIANTS",
-    "AIMEarly",
-    "AIMMask",
-    "AIMMerge",
-    "AIMVideo",
-    "AvgPool",
-    "DivPrune",
-    "Downsample",
-    "EarlyExit",
-    "EncoderReducer",
-    "FastV",
-    "FasterVLM",
-    "GSearch",
-    "LayerReducer",
-    "Method",
-    "PruMergePlus",
-    "PyramidDrop",
-    "Random",
-    "SparseVLM",
-    "SparseVLMRank",
-    "ToMe",
-    "Uniform",
-    "Vanilla",
-    "VisionZip",
-    "VisionZipMean",
-    "method_class",
-]
+__all__ = ["METHODS", "VARIANTS", "method_class"]
+__all__ += [kind.__name__ for kind in (*METHODS.values(), *VARIANTS.values(), *KINDS)]
+
+
+def __dir__() -> list[str]:
+    """Tab completion: methods, not the modules that they live in."""
+    return sorted(__all__)
 
 
 def method_class(key: str) -> type[Method]:
     """The class of a method, or of a variant.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        UnsupportedError: for an unknown name; the message lists the known ones.
     """
-    if key in VARIANTS:
-        return VARIANTS[key]
-    if key not in METHODS:
-        raise ValueError(f"Unknown method '{key}'. Known methods: {', '.join(METHODS)}.")
-    return METHODS[key]
+    known = {**METHODS, **VARIANTS}
+    if key not in known:
+        raise UnsupportedError(f"Unknown method '{key}'. Known methods: {', '.join(METHODS)}.")
+    return known[key]

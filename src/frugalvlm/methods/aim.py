@@ -34,7 +34,7 @@ share that `kept_tokens` is of an unpooled crop, rounded down as in the code. Fo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -42,6 +42,7 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 from frugalvlm.methods.base import FrameReducer, LayerReducer, check_budget
+from frugalvlm.methods.fields import Limits, Tokens
 from frugalvlm.views import (
     MERGED_SOURCE,
     EncoderView,
@@ -63,11 +64,15 @@ class AIM(FrameReducer, LayerReducer):
 
     key: ClassVar[str] = "aim"
     usual: ClassVar[tuple[float, float]] = (13 / 32, 21 / 32)  # l1 and l2 over the depth, images
-    kept_tokens: int  # handed to the language model; 252 (43.75 %) and 72 (12.5 %) of 576
-    l1: int | None = None  # the schedule's first layer, 13 of 32; None: as usual for this depth
-    l2: int | None = None  # its last, 21 of 32
-    prune: bool = True  # False: merging only
-    tau: float = 0.1  # temperature of the attention that PageRank runs on
+    kept_tokens: Annotated[
+        Tokens, "handed to the language model, per crop; 252 (43.75 %) and 72 (12.5 %) of 576"
+    ]
+    l1: Annotated[
+        int | None, Limits(0), "the schedule's first layer, 13 of 32; None: as usual for this depth"
+    ] = None
+    l2: Annotated[int | None, Limits(1), "its last, 21 of 32; None: as usual"] = None
+    prune: Annotated[bool, "False: merging only"] = True
+    tau: Annotated[float, Limits(1e-6), "temperature of the attention of PageRank"] = 0.1
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -77,7 +82,7 @@ class AIM(FrameReducer, LayerReducer):
 
     def check(self, shape: Shape) -> None:
         """Budget in 1..patches; the schedule needs 0 <= l1 < l2 and a layer to cut at."""
-        check_budget(self.kept_tokens, shape.patches)
+        check_budget(self.kept_tokens, shape.patches, self)
         if not self.prune:
             return
         l1, l2 = self._schedule(shape.decoder_layers)
@@ -138,7 +143,7 @@ class AIMMerge(AIM):
     """Merging alone, for the paper's ablation; not one of the kit's `METHODS`."""
 
     key: ClassVar[str] = "aim_merge"
-    prune: bool = False
+    prune: Annotated[bool, "never: merging only"] = False
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ class AvgPool(SizedReducer):
     """Average the patches of each of `kept_tokens` cells of the crop."""
 
     key: ClassVar[str] = "avgpool"
-    kept_tokens: int
 
     def reduce(self, view: EncoderView) -> Reduced:
         """One token per cell, in raster order of the cells."""

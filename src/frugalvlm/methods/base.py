@@ -6,30 +6,51 @@ A method is a frozen dataclass of the paper's hyper-parameters. It keeps no stat
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from frugalvlm.methods.fields import (
+    RUNTIME,
+    FullDoc,
+    PlainSignature,
+    Tokens,
+    refuse,
+    short,
+    shown,
+    validate,
+    whole,
+)  # fmt: skip
 from frugalvlm.operators import operator_of
 from frugalvlm.trace import ExitTrace, Trace
-from frugalvlm.views import BudgetError, EncoderView, Kept, LayerView, Reduced, Shape, SmallModel
+from frugalvlm.views import (
+    BudgetError,
+    EncoderView,
+    Kept,
+    LayerView,
+    Reduced,
+    Shape,
+    SmallModel,
+    UnsupportedError,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-# Marks fields that the engine fills in while a method is on a model; no hyper-parameters.
-RUNTIME = {"runtime": True}
-
-
 @dataclass(frozen=True)
 class Method(ABC):
     """A way to make a vision-language model cheaper.
+
+    What a field may hold is said by its annotation (`frugalvlm.methods.fields`) and checked when
+    an object is made. A class that needs more than its fields one by one checks that in its own
+    `__post_init__`, behind `super().__post_init__()`.
 
     Attributes:
         key: the method's one name everywhere (file, records, tables).
@@ -38,6 +59,25 @@ class Method(ABC):
     key: ClassVar[str]
     needs_cls: ClassVar[bool] = False  # works only with a vision tower that has a [CLS] token
     adaptive: ClassVar[bool] = False  # keeps what an image needs; a budget is only aimed at
+    __signature__: ClassVar[Any] = PlainSignature()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Words for people: docstrings that hold arguments and paper, short reprs."""
+        super().__init_subclass__(**kwargs)
+        module = getattr(sys.modules.get(cls.__module__), "__doc__", None) or ""
+        if not any(line.startswith(("Paper:", "Source:")) for line in module.splitlines()):
+            module = ""  # a room of kinds, or a notebook
+        own = cls.__dict__.get("__doc__") or ""
+        if not isinstance(own, FullDoc) and "key" in cls.__dict__:
+            setattr(cls, "__doc__", FullDoc(own, module))  # noqa: B010 - no plain text
+        if "__repr__" not in cls.__dict__:  # a dataclass would write its own
+            setattr(cls, "__repr__", cls.__repr__)  # noqa: B010
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    def __repr__(self) -> str:
+        return short(self)
 
     @classmethod
     @abstractmethod
@@ -132,7 +172,7 @@ class SizedReducer(EncoderReducer):
         kept_tokens: what the language model gets, exactly or at most, as the method says.
     """
 
-    kept_tokens: int
+    kept_tokens: Annotated[Tokens, "T, what the language model gets of a crop"]
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -142,7 +182,7 @@ class SizedReducer(EncoderReducer):
 
     def check(self, shape: Shape) -> None:
         """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches)
+        check_budget(self.kept_tokens, shape.patches, self)
 
 
 class LayerReducer(Method):
@@ -189,17 +229,43 @@ class GuidedReducer(LayerReducer):
         ask: what the guide says about a view's prompt; filled in while the method is on a model.
     """
 
-    guide: Any = field(default=None, kw_only=True)
+    guide: Annotated[Any, "the small model that ranks; see `guided_by`"] = field(
+        default=None, kw_only=True
+    )
     ask: Callable[[LayerView], Any] | None = field(
         default=None, repr=False, compare=False, kw_only=True, metadata=RUNTIME
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guide is not None and not hasattr(self.guide, "model"):
+            raise refuse(self, "guide", "what guided_by(small_model) makes, or None")
+
+    def __repr__(self) -> str:
+        name = getattr(self.guide, "name", None)
+        plain = short(replace(self, guide=None))
+        return plain if self.guide is None else f"{plain[:-1]}, guide=<{name}>)"
 
     def describe(self) -> dict[str, Any]:
         """Name and hyper-parameters, as records keep them; the guide by its name."""
         return {**super().describe(), "guide": getattr(self.guide, "name", None)}
 
     def guided_by(self, model: PreTrainedModel, name: str = "", max_new_tokens: int = 10) -> Self:
-        """The method with its small model; see `frugalvlm.views.SmallModel` for the arguments."""
+        """The method with its small model; see `frugalvlm.views.SmallModel` for the arguments.
+
+        Raises:
+            UnsupportedError: for a model that is none, or a length that is no number of tokens.
+        """
+        if not hasattr(model, "config"):
+            raise UnsupportedError(
+                f"{self.key} is guided by a Transformers model, got {shown(model)}: load one, for "
+                "instance with load_vlm."
+            )
+        if not whole(max_new_tokens) or max_new_tokens < 1:
+            raise UnsupportedError(
+                f"max_new_tokens={shown(max_new_tokens)} is impossible: a guide's answer has a "
+                "whole number of tokens from 1."
+            )
         return replace(self, guide=SmallModel(model, name, max_new_tokens))
 
 
@@ -240,18 +306,41 @@ class DepthPolicy(Method):
         """Whether a token with this score may leave."""
 
 
-def check_budget(kept_tokens: int, total_tokens: int) -> None:
+def check_budget(kept_tokens: int, total_tokens: int, asked: Method | None = None) -> None:
     """Refuse a budget that is not in 1..`total_tokens`.
+
+    Args:
+        kept_tokens: visual tokens per crop.
+        total_tokens: those of an untouched crop.
+        asked: the method that was made for this budget.
 
     Raises:
         BudgetError: with the range that works.
     """
-    if isinstance(kept_tokens, bool) or not isinstance(kept_tokens, int):
-        raise BudgetError(f"A budget is a whole number of visual tokens, got {kept_tokens!r}.")
+    for name, number in (("A budget", kept_tokens), ("total_tokens", total_tokens)):
+        if not whole(number):
+            raise BudgetError(f"{name} is a whole number of visual tokens, got {shown(number)}.")
+    if total_tokens < 1:
+        raise BudgetError(f"total_tokens is a whole number from 1, got {total_tokens}.")
     if not 1 <= kept_tokens <= total_tokens:
+        whose = "" if asked is None else f" ({asked})"
         raise BudgetError(
-            f"A budget of {kept_tokens} visual tokens is impossible here: "
-            f"choose 1 to {total_tokens}."
+            f"A budget of {kept_tokens} visual tokens{whose} is impossible with {total_tokens} "
+            f"per crop: choose 1 to {total_tokens}."
+        )
+
+
+def check_keeps_all(key: str, kept_tokens: int, total_tokens: int) -> None:
+    """Refuse any budget but `total_tokens`, for a method that leaves visual tokens alone.
+
+    Raises:
+        BudgetError: with the one that works.
+    """
+    check_budget(kept_tokens, total_tokens)
+    if kept_tokens != total_tokens:
+        raise BudgetError(
+            f"{key} keeps every visual token, so a budget of {kept_tokens} of {total_tokens} is "
+            f"impossible: choose {total_tokens}."
         )
 
 

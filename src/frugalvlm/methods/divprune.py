@@ -36,7 +36,6 @@ class DivPrune(SizedReducer):
     """Keep the `kept_tokens` most diverse patches of each crop."""
 
     key: ClassVar[str] = "divprune"
-    kept_tokens: int  # T
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

@@ -35,7 +35,6 @@ class Downsample(SizedReducer):
     """Shrink each crop to at most `kept_tokens` patches before the vision tower."""
 
     key: ClassVar[str] = "downsample"
-    kept_tokens: int  # T
 
     def small_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Rows r and columns c of the shrunk picture."""

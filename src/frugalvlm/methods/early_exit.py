@@ -27,13 +27,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from frugalvlm.methods.base import DepthPolicy, check_budget
+from frugalvlm.methods.base import DepthPolicy, check_keeps_all
+from frugalvlm.methods.fields import Limits, refuse
 from frugalvlm.views import Shape, UnsupportedError
 
 Gate = Literal["confidence", "entropy", "patience"]
@@ -49,34 +50,27 @@ class EarlyExit(DepthPolicy):
     """
 
     key: ClassVar[str] = "early_exit"
-    gate: Gate = "confidence"
-    threshold: float = 0.9  # tau; the paper's values are not known
-    kv_copy: KVCopy = "hidden"
-    first_layer: int = 1  # the first layer, from 1, after which a token may leave
+    gate: Annotated[Gate, "what is read, see 2"] = "confidence"
+    threshold: Annotated[
+        float, "tau; of patience a number of layers; the paper's values are not known"
+    ] = 0.9
+    kv_copy: Annotated[KVCopy, "what skipped layers put in the KV cache, see 4"] = "hidden"
+    first_layer: Annotated[int, Limits(1), "the first after which a token may leave"] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate == "patience" and (self.threshold < 1 or self.threshold % 1):
+            raise refuse(self, "threshold", "with patience a whole number from 1, of layers")
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
         """Every visual token stays: the only budget is `total_tokens`."""
-        check_budget(kept_tokens, total_tokens)
-        if kept_tokens != total_tokens:
-            check_budget(total_tokens + 1, total_tokens)
+        check_keeps_all(cls.key, kept_tokens, total_tokens)
         return cls()
 
     def check(self, shape: Shape) -> None:
-        """The fields must have a meaning, and `first_layer` must exist."""
-        for name, known in (("gate", Gate), ("kv_copy", KVCopy)):
-            if getattr(self, name) not in get_args(known):
-                raise UnsupportedError(
-                    f"early_exit knows no {name}={getattr(self, name)!r}; "
-                    f"choose one of {', '.join(get_args(known))}."
-                )
-        if not math.isfinite(self.threshold):
-            raise UnsupportedError("early_exit needs a finite threshold.")
-        if self.gate == "patience" and (self.threshold < 1 or self.threshold % 1):
-            raise UnsupportedError(
-                f"Patience counts layers: threshold={self.threshold} must be a whole number from 1."
-            )
-        if not 1 <= self.first_layer <= shape.decoder_layers:
+        """`first_layer` must exist."""
+        if self.first_layer > shape.decoder_layers:
             raise UnsupportedError(
                 f"early_exit cannot leave after layer {self.first_layer} of a decoder with "
                 f"{shape.decoder_layers}; choose first_layer in 1..{shape.decoder_layers}."

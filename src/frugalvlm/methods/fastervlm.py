@@ -19,9 +19,10 @@ Deviations: none (tokens are dropped before the projector instead of after it; i
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from frugalvlm.methods.base import EncoderReducer, check_budget
+from frugalvlm.methods.fields import Tokens
 from frugalvlm.views import EncoderView, Reduced, Shape, UnsupportedError
 
 
@@ -31,7 +32,7 @@ class FasterVLM(EncoderReducer):
 
     key: ClassVar[str] = "fastervlm"
     needs_cls: ClassVar[bool] = True
-    kept_tokens: int  # T; 144 of 576 at a reduction ratio of 75 %
+    kept_tokens: Annotated[Tokens, "T, per crop; 144 of 576 at a reduction ratio of 75 %"]
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -46,7 +47,7 @@ class FasterVLM(EncoderReducer):
                 "fastervlm ranks patches by [CLS] attention, and this vision tower has no [CLS] "
                 "token; use a model with a CLIP tower, or visionzip with score='received'."
             )
-        check_budget(self.kept_tokens, shape.patches)
+        check_budget(self.kept_tokens, shape.patches, self)
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

@@ -20,10 +20,11 @@ count so; VisionZip's count the average over layers, which a shallow decoder can
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from frugalvlm.methods.base import LayerReducer, check_budget
-from frugalvlm.methods.schedules import check_mean
+from frugalvlm.methods.fields import Limits, Tokens
+from frugalvlm.methods.schedules import check_depth, check_mean
 from frugalvlm.views import Kept, LayerView, Shape, UnsupportedError, keep_top
 
 
@@ -32,8 +33,8 @@ class FastV(LayerReducer):
     """Keep `kept_tokens` visual tokens of each image from layer `k` on."""
 
     key: ClassVar[str] = "fastv"
-    kept_tokens: int  # R, as a count
-    k: int = 2  # K; 2 in the paper's main setting
+    kept_tokens: Annotated[Tokens, "R, per crop, as a count"]
+    k: Annotated[int, Limits(1), "K, decoder layers that keep all; 2 in the main setting"] = 2
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -49,18 +50,19 @@ class FastV(LayerReducer):
             BudgetError: when the first K layers alone exceed it.
         """
         check_budget(mean_tokens, total_tokens)
+        check_depth(decoder_layers)
         behind = decoder_layers - cls.k
         check_mean(cls.key, mean_tokens, cls.k * total_tokens + behind, decoder_layers, cls.k)
         return cls(round((mean_tokens * decoder_layers - cls.k * total_tokens) / behind))
 
     def check(self, shape: Shape) -> None:
         """Layer K must exist; the budget must be in 1..patches."""
-        if not 1 <= self.k < shape.decoder_layers:
+        if not self.k < shape.decoder_layers:
             raise UnsupportedError(
                 f"fastv drops tokens before decoder layer k={self.k}, but this decoder has "
                 f"{shape.decoder_layers} layers; choose k in 1..{shape.decoder_layers - 1}."
             )
-        check_budget(self.kept_tokens, shape.patches)
+        check_budget(self.kept_tokens, shape.patches, self)
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
         """One cut, before layer K."""

@@ -24,15 +24,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, Self, get_args
+from itertools import pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from frugalvlm.methods.base import LayerReducer, check_budget
-from frugalvlm.methods.schedules import check_mean, solve
-from frugalvlm.views import Kept, LayerView, Shape, UnsupportedError, keep_top
+from frugalvlm.methods.fields import Limits, Tokens, refuse
+from frugalvlm.methods.schedules import check_depth, check_mean, solve
+from frugalvlm.views import BudgetError, Kept, LayerView, Shape, UnsupportedError, keep_top
 
 Queries = Literal["text", "last"]
 FULL = 2  # layers that keep every token (Figure 2)
@@ -54,10 +56,24 @@ class GSearch(LayerReducer):
     """Keep rates by layer: a P-Sigmoid of mean `kept_tokens`, or the list `rates` itself."""
 
     key: ClassVar[str] = "gsearch"
-    kept_tokens: int | None = None  # b N: visual tokens per crop, mean over the layers from FULL on
-    k: float | None = None  # fall per layer; None: `printed_k`
-    rates: tuple[float, ...] = ()  # r_1 to r_L; instead of kept_tokens and k
-    queries: Queries = "text"
+    kept_tokens: Annotated[
+        Tokens | None, "b N, per crop, mean over the layers behind the full ones"
+    ] = None
+    k: Annotated[float | None, Limits(1e-6), "fall per layer; None: the paper's, see 4"] = None
+    rates: Annotated[
+        tuple[float, ...], Limits(0, 1), "r_1 to r_L, instead of kept_tokens and k"
+    ] = ()
+    queries: Annotated[Queries, "whose attention ranks, see 2"] = "text"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        falling = all(a >= b for a, b in pairwise((1.0, *self.rates)))
+        if self.rates and not (falling and self.rates[0] == 1 and self.rates[-1] > 0):
+            raise refuse(
+                self, "rates", "1 at first, then never above the one before, and always above 0"
+            )
+        if self.rates and self.kept_tokens is not None:
+            raise refuse(self, "kept_tokens", "None beside rates")
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -75,6 +91,7 @@ class GSearch(LayerReducer):
             BudgetError: when the full layers alone exceed it.
         """
         check_budget(mean_tokens, total_tokens)
+        check_depth(decoder_layers)
         printed = (196, 576, len(LLAVA_15_7B))
         if cls is GSearch and (mean_tokens, total_tokens, decoder_layers) == printed:
             return cls(rates=LLAVA_15_7B)
@@ -83,32 +100,28 @@ class GSearch(LayerReducer):
         return cls(round((mean_tokens * decoder_layers - FULL * total_tokens) / behind))
 
     def check(self, shape: Shape) -> None:
-        """A budget in 1..patches and k > 0, or a rate for every layer, none above the one before.
+        """A budget in 1..patches, or a rate for every layer.
 
         Raises:
             BudgetError: for a budget out of range.
-            UnsupportedError: for rates that do not fit the decoder, or bad parameters.
+            UnsupportedError: for rates that do not fit the decoder, or a decoder too shallow.
         """
-        if self.queries not in get_args(Queries) or (self.k is not None and self.k <= 0):
+        if self.rates and len(self.rates) != shape.decoder_layers:
             raise UnsupportedError(
-                f"gsearch knows no queries={self.queries!r} with k={self.k}; choose 'text' or "
-                "'last', and k above 0."
+                f"gsearch needs rates for the {shape.decoder_layers} layers of this decoder, got "
+                f"{len(self.rates)} of them."
             )
-        if not self.rates:
-            check_budget(self.kept_tokens, shape.patches)  # type: ignore[arg-type]
-            if shape.decoder_layers <= FULL:
-                raise UnsupportedError(
-                    f"gsearch cuts behind decoder layer {FULL}, but this decoder has "
-                    f"{shape.decoder_layers}; take a deeper model."
-                )
+        if self.rates:
             return
-        falling = all(a >= b for a, b in zip((1.0, *self.rates), self.rates, strict=False))
-        fits = len(self.rates) == shape.decoder_layers and self.rates[0] == 1
-        if self.kept_tokens is not None or not (fits and falling and self.rates[-1] > 0):
+        if self.kept_tokens is None:
+            raise BudgetError(
+                "gsearch needs kept_tokens, a whole number of visual tokens, or else rates."
+            )
+        check_budget(self.kept_tokens, shape.patches, self)
+        if shape.decoder_layers <= FULL:
             raise UnsupportedError(
-                f"gsearch needs rates for the {shape.decoder_layers} layers of this decoder, the "
-                f"first 1, none above the one before, all above 0, and no kept_tokens beside "
-                f"them; got {len(self.rates)} rates and kept_tokens={self.kept_tokens}."
+                f"gsearch cuts behind decoder layer {FULL}, but this decoder has "
+                f"{shape.decoder_layers}; take a deeper model."
             )
 
     def describe(self) -> dict[str, Any]:

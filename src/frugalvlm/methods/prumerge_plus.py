@@ -29,7 +29,7 @@ the supplement. T = N keeps every patch and merges nothing. k keeps its share of
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -37,6 +37,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from frugalvlm.methods.base import EncoderReducer, check_budget
+from frugalvlm.methods.fields import Limits, Tokens
 from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced, Shape, UnsupportedError, softmax
 
 
@@ -46,8 +47,10 @@ class PruMergePlus(EncoderReducer):
 
     key: ClassVar[str] = "prumerge_plus"
     needs_cls: ClassVar[bool] = True
-    kept_tokens: int | None = None  # T, the extra token included; None: adaptive, as published
-    neighbours: int = 32  # k
+    kept_tokens: Annotated[
+        Tokens | None, "T, per crop, the extra token included; None: adaptive, as published"
+    ] = None
+    neighbours: Annotated[int, Limits(1), "k, patches that a kept token takes in, of 576"] = 32
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -62,8 +65,12 @@ class PruMergePlus(EncoderReducer):
                 "prumerge_plus finds outliers of the [CLS] attention, and this vision tower has no "
                 "[CLS] token; use a model with a CLIP tower, or tome."
             )
-        check_budget(1 if self.kept_tokens is None else self.kept_tokens, shape.patches)
-        check_budget(self.neighbours, shape.patches - 1)
+        check_budget(self.kept_tokens or 1, shape.patches, self)
+        if self.neighbours >= shape.patches:
+            raise UnsupportedError(
+                f"{self} merges each token with {self.neighbours} others, but this model has "
+                f"{shape.patches} patches per crop: choose neighbours in 1..{shape.patches - 1}."
+            )
 
     def reduce(self, view: EncoderView) -> Reduced:
         """Outliers, supplement, extra token."""

@@ -22,10 +22,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import Annotated, ClassVar, Self
 
 from frugalvlm.methods.base import LooksBehind, check_budget
-from frugalvlm.methods.schedules import check_mean, solve
+from frugalvlm.methods.fields import Limits
+from frugalvlm.methods.schedules import check_depth, check_mean, solve
 from frugalvlm.views import BudgetError, Kept, LayerView, Shape, UnsupportedError, keep_top
 
 
@@ -35,8 +36,12 @@ class PyramidDrop(LooksBehind):
 
     key: ClassVar[str] = "pyramiddrop"
     renumbers: ClassVar[bool] = True
-    ratio: float = 0.5  # lambda
-    stages: int = 4  # S
+    ratio: Annotated[
+        float,
+        Limits(0, 1, error=BudgetError),
+        "lambda, what stays at the end of a stage",
+    ] = 0.5
+    stages: Annotated[int, Limits(2), "S, of the decoder's layers"] = 4
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -52,6 +57,7 @@ class PyramidDrop(LooksBehind):
             BudgetError: when the first stage alone exceeds it.
         """
         check_budget(mean_tokens, total_tokens)
+        check_depth(decoder_layers)
         full = decoder_layers // cls.stages
         least = full * total_tokens + decoder_layers - full
         check_mean(cls.key, mean_tokens, least, decoder_layers, full)
@@ -59,10 +65,8 @@ class PyramidDrop(LooksBehind):
         return cls(solve(lambda r: cls(r).counts(total_tokens, decoder_layers), 0.0, 1.0, most))
 
     def check(self, shape: Shape) -> None:
-        """0 <= lambda <= 1, and a layer for every stage."""
-        if not 0 <= self.ratio <= 1:
-            raise BudgetError(f"pyramiddrop's ratio is a share, 0 to 1; got {self.ratio}.")
-        if not 2 <= self.stages <= shape.decoder_layers:
+        """A layer for every stage."""
+        if self.stages > shape.decoder_layers:
             raise UnsupportedError(
                 f"pyramiddrop cannot cut {shape.decoder_layers} decoder layers into {self.stages} "
                 f"stages; choose stages in 2..{shape.decoder_layers}."

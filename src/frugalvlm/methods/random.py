@@ -11,13 +11,14 @@ Complexity: O(patches log patches). Deviations: none.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from frugalvlm.methods.base import SizedReducer
+from frugalvlm.methods.fields import Limits
 from frugalvlm.views import EncoderView, Reduced
 
 
@@ -26,8 +27,7 @@ class Random(SizedReducer):
     """Keep `kept_tokens` random patches of each crop."""
 
     key: ClassVar[str] = "random"
-    kept_tokens: int
-    seed: int = 0
+    seed: Annotated[int, Limits(0, 2**32 - 1), "another seed, another choice"] = 0
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from frugalvlm.methods.base import Method
-from frugalvlm.views import BudgetError
+from frugalvlm.methods.fields import shown, whole
+from frugalvlm.views import BudgetError, UnsupportedError
 
 
 def solve(counts_at: Callable[[float], Sequence[int]], low: float, high: float, most: int) -> float:
@@ -27,6 +28,18 @@ def solve(counts_at: Callable[[float], Sequence[int]], low: float, high: float, 
     return low
 
 
+def check_depth(decoder_layers: int) -> None:
+    """Refuse what is no number of decoder layers.
+
+    Raises:
+        UnsupportedError: with what is one.
+    """
+    if not whole(decoder_layers) or decoder_layers < 1:
+        raise UnsupportedError(
+            f"decoder_layers is a whole number from 1, got {shown(decoder_layers)}."
+        )
+
+
 def check_mean(key: str, mean_tokens: int, least: int, layers: int, full_layers: int) -> None:
     """Refuse a mean over decoder layers that lies below what a method cannot help keeping.
 
@@ -40,6 +53,11 @@ def check_mean(key: str, mean_tokens: int, least: int, layers: int, full_layers:
     Raises:
         BudgetError: with the smallest mean that works.
     """
+    if layers <= full_layers:
+        raise BudgetError(
+            f"{key} keeps every visual token in its first {full_layers} decoder layers, and here "
+            f"are {layers}; take a deeper model, or a method that acts before it."
+        )
     if mean_tokens * layers < least:
         raise BudgetError(
             f"{key} keeps every visual token in the first {full_layers} of {layers} decoder "

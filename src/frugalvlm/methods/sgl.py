@@ -26,13 +26,14 @@ minimum answer length: an answer may be empty.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from frugalvlm.methods.base import GuidedReducer, check_budget
-from frugalvlm.methods.schedules import check_mean
+from frugalvlm.methods.fields import Share, Tokens, refuse
+from frugalvlm.methods.schedules import check_depth, check_mean
 from frugalvlm.views import Kept, LayerView, Shape, UnsupportedError, keep_top
 
 Queries = Literal["both", "prompt", "generated", "last_prompt"]
@@ -44,11 +45,18 @@ class SGL(GuidedReducer):
     """Keep the `kept_tokens` visual tokens per crop that a guide attends to most, from K on."""
 
     key: ClassVar[str] = "sgl"
-    kept_tokens: int  # R
-    depth: float  # K = int(depth * layers); the paper's tables have depth = share of tokens kept
-    queries: Queries = "both"  # Table 3
-    guide_from: float = 0.0  # which part of the guide's layers counts, as shares of its depth;
-    guide_to: float = 1.0  # Table 2
+    kept_tokens: Annotated[Tokens, "R, per crop"]
+    depth: Annotated[
+        Share, "K = int(depth * layers); the paper's tables have depth = share of tokens kept"
+    ]
+    queries: Annotated[Queries, "whose attention counts, Table 3"] = "both"
+    guide_from: Annotated[Share, "the guide's first layer that counts, of its depth"] = 0.0
+    guide_to: Annotated[Share, "its last, Table 2"] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guide_from > self.guide_to:
+            raise refuse(self, "guide_from", f"at most guide_to, which is {self.guide_to}")
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -64,6 +72,7 @@ class SGL(GuidedReducer):
             BudgetError: when the first layer alone exceeds it.
         """
         check_budget(mean_tokens, total_tokens)
+        check_depth(decoder_layers)
         least = total_tokens + decoder_layers - 1
         check_mean(cls.key, mean_tokens, least, decoder_layers, 1)
         method = cls.for_budget(1, total_tokens)
@@ -76,19 +85,8 @@ class SGL(GuidedReducer):
         return method
 
     def check(self, shape: Shape) -> None:
-        """The budget must be in 1..patches, the shares in 0..1."""
-        check_budget(self.kept_tokens, shape.patches)
-        if self.queries not in get_args(Queries):
-            raise UnsupportedError(
-                f"sgl knows no queries={self.queries!r}; choose one of "
-                f"{', '.join(get_args(Queries))}."
-            )
-        if not (0 <= self.depth <= 1 and 0 <= self.guide_from <= self.guide_to <= 1):
-            raise UnsupportedError(
-                f"sgl's depth={self.depth}, guide_from={self.guide_from} and "
-                f"guide_to={self.guide_to} are shares of a decoder's layers; choose them between 0 "
-                "and 1, in this order."
-            )
+        """The budget must be in 1..patches, and there must be layers to cut between."""
+        check_budget(self.kept_tokens, shape.patches, self)
         if shape.decoder_layers < 2:
             raise UnsupportedError("sgl drops tokens between decoder layers; this model has one.")
 

@@ -29,13 +29,15 @@ proportion. Budgets are the paper's nominal averages over layers; other image si
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from itertools import pairwise
+from typing import Annotated, ClassVar, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from frugalvlm.methods.base import LayerReducer, check_budget
+from frugalvlm.methods.fields import Limits, Tokens, refuse
 from frugalvlm.views import MERGED_SOURCE, Kept, LayerView, Shape, UnsupportedError, softmax
 
 # Version 1.5: tokens kept at the three layers, by the nominal average of 576.
@@ -51,7 +53,17 @@ class SparseVLM(LayerReducer):
     key: ClassVar[str] = "sparsevlm"
     renumbers: ClassVar[bool] = True
     cuts_of_32: ClassVar[tuple[int, ...]] = CUTS[:3]
-    kept: tuple[int, ...]
+    kept: Annotated[
+        tuple[Tokens, ...], "K, per crop, behind each cut; (300, 200, 110) for 192 of 576"
+    ]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        cuts = len(self.cuts_of_32)
+        if len(self.kept) != cuts:
+            raise refuse(self, "kept", f"a tuple of {cuts} numbers, one for each cut")
+        if any(later > kept for kept, later in pairwise(self.kept)):
+            raise refuse(self, "kept", "never larger at a later cut: what is gone stays gone")
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -64,11 +76,8 @@ class SparseVLM(LayerReducer):
         return cls(tuple(max(1, min(round(share), total_tokens)) for share in shares))
 
     def check(self, shape: Shape) -> None:
-        """One number in 1..patches for every cut, and layers to cut at."""
-        if len(self.kept) != len(self.cuts_of_32):
-            raise UnsupportedError(f"sparsevlm cuts {len(self.cuts_of_32)} times, got {self.kept}.")
-        for kept in self.kept:
-            check_budget(kept, shape.patches)
+        """No number above the patches, and layers to cut at."""
+        check_budget(self.kept[0], shape.patches, self)
         _needs_layers(self.key, shape)
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
@@ -102,9 +111,18 @@ class SparseVLMRank(SparseVLM):
     key: ClassVar[str] = "sparsevlm_rank"
     adaptive: ClassVar[bool] = True
     cuts_of_32: ClassVar[tuple[int, ...]] = CUTS
-    kept: tuple[int, ...] = ()
-    scale: float = 13.5  # tokens per rank, of 576; 13.5, 9 and 0.8 at 192, 128 and 64 tokens
-    bias: float = 0.0  # 0, 6 and 0
+    kept: Annotated[tuple[Tokens, ...], "none: they follow from the rank"] = ()
+    scale: Annotated[
+        float, Limits(0, 1e6), "tokens per rank, of 576; 13.5, 9 and 0.8 at 192, 128 and 64 tokens"
+    ] = 13.5
+    bias: Annotated[float, Limits(0, 1e6), "tokens beside them; 0, 6 and 0"] = 0.0
+
+    def __post_init__(self) -> None:
+        super(SparseVLM, self).__post_init__()  # its schedule is none of this version's
+        if self.kept:
+            raise refuse(self, "kept", "empty: scale and bias say what is kept")
+        if not self.scale and not self.bias:
+            raise refuse(self, "scale", "above 0 where bias is 0, for this keeps nothing")
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -117,12 +135,7 @@ class SparseVLMRank(SparseVLM):
         return cls(scale=scale, bias=bias)
 
     def check(self, shape: Shape) -> None:
-        """Scale and bias must leave something to keep."""
-        if self.scale < 0 or self.bias < 0 or self.scale + self.bias == 0:
-            raise UnsupportedError(
-                f"sparsevlm_rank with scale={self.scale}, bias={self.bias} keeps nothing; choose "
-                "numbers of at least 0, one of them above it."
-            )
+        """There must be layers to cut at."""
         _needs_layers(self.key, shape)
 
     def _counts(

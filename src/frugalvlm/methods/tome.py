@@ -43,7 +43,6 @@ class ToMe(SizedReducer):
     """Merge the patches of each crop into `kept_tokens` tokens."""
 
     key: ClassVar[str] = "tome"
-    kept_tokens: int  # T
 
     def reduce(self, view: EncoderView) -> Reduced:
         """Merged and unmerged tokens in the order of their first patches."""

@@ -29,7 +29,6 @@ class Uniform(SizedReducer):
     """Keep the middle patch of each of `kept_tokens` cells of the crop."""
 
     key: ClassVar[str] = "uniform"
-    kept_tokens: int
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

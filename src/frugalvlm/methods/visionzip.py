@@ -25,7 +25,7 @@ prose suggests, is `merge="mean"` (`visionzip_mean`). C = 0 and D + C >= patches
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Float, Int
@@ -33,8 +33,18 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from frugalvlm.methods.base import EncoderReducer, check_budget
-from frugalvlm.views import CLS_SOURCE, MERGED_SOURCE, EncoderView, Reduced, Shape, UnsupportedError
+from frugalvlm.methods.fields import Limits, Tokens
+from frugalvlm.views import (
+    CLS_SOURCE,
+    MERGED_SOURCE,
+    BudgetError,
+    EncoderView,
+    Reduced,
+    Shape,
+    UnsupportedError,
+)
 
+Merge = Literal["target_plus_mean", "mean"]
 # Table 8 and 9: (dominant with [CLS], contextual) of the paper's budgets per crop.
 PAPER_BUDGETS = {192: (162, 30), 128: (108, 20), 64: (54, 10), 32: (27, 5)}
 
@@ -44,10 +54,15 @@ class VisionZip(EncoderReducer):
     """Keep `dominant` tokens ([CLS] counts as one) and `contextual` merged ones, per crop."""
 
     key: ClassVar[str] = "visionzip"
-    dominant: int  # D, 54 at 64 tokens
-    contextual: int  # C, 10 at 64 tokens
-    merge: Literal["target_plus_mean", "mean"] = "target_plus_mean"
-    score: Literal["auto", "cls", "received"] = "auto"  # auto: [CLS] where there is one
+    dominant: Annotated[Tokens, "D, per crop, [CLS] counted; 54 of 64"]
+    contextual: Annotated[
+        int, Limits(0, unit="visual tokens", error=BudgetError), "C, per crop; 10 of 64"
+    ]
+    merge: Annotated[Merge, "what a contextual token is, see 6"] = "target_plus_mean"
+    score: Annotated[
+        Literal["auto", "cls", "received"],
+        "the attention that ranks, see 1; auto: of [CLS] where there is one",
+    ] = "auto"
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -62,8 +77,7 @@ class VisionZip(EncoderReducer):
 
     def check(self, shape: Shape) -> None:
         """`dominant + contextual` must be in 1..patches."""
-        for part in (self.dominant, self.contextual or 1, self.dominant + self.contextual):
-            check_budget(part, shape.patches)
+        check_budget(self.dominant + self.contextual, shape.patches, self)
         if self.score == "cls" and not shape.has_cls:
             raise UnsupportedError(
                 "visionzip with score='cls' needs a [CLS] token and this vision tower has none; "
@@ -119,7 +133,7 @@ class VisionZipMean(VisionZip):
     """The variant whose contextual token is the true mean of its group."""
 
     key: ClassVar[str] = "visionzip_mean"
-    merge: Literal["target_plus_mean", "mean"] = "mean"
+    merge: Annotated[Merge, "what a contextual token is, see 6"] = "mean"
 
 
 def _pick(
