@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,11 +18,13 @@ from frugalvlm.papers import Paper, all_papers, load_paper
 from frugalvlm.report.notebooks import execute_paper_notebook
 from frugalvlm.reproduce.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.reproduce.printed import print_report, print_summary
+from frugalvlm.reproduce.problems import tell_problems
 from frugalvlm.reproduce.progress import Bars, progress
 from frugalvlm.reproduce.runners import RUNNERS, Bench
 from frugalvlm.reproduce.side_by_side import Part, processes, side_by_side
 from frugalvlm.runs.layout import ScaleError, pocket_table
 from frugalvlm.runs.options import POCKET_MODEL, Options, folder_of
+from frugalvlm.runs.records import RecordWarning
 from frugalvlm.runs.setting import Reporter
 from frugalvlm.studies import study_of
 
@@ -52,6 +55,7 @@ def reproduce(
         _full(paper, options)
     if scale not in RUNNERS:
         raise ScaleError(f"Unknown scale '{scale}': pocket, blueprint or full.")
+    tell_problems([key], scale, console)
     if scale == "pocket":
         Bench.of(key, options)  # what is missing is said before anything starts
         options = _from_now_on(options)
@@ -103,6 +107,7 @@ def reproduce_all(
     options, console = options or Options(), console or Console()
     options = _from_now_on(options)
     keys, made, started = runnable(scale), {}, time.monotonic()
+    tell_problems(keys, scale, console)
     if scale == "pocket":
         parts = [part for key in keys for part in answer_parts(key, options)]
         _side_by_side(parts, options, console)
@@ -139,6 +144,7 @@ def answer_parts(key: str, options: Options) -> list[Part]:
 
 def do_part(options: Options, part: Part, reporter: Reporter) -> None:
     """One part of `reproduce_all`, in a process of its own: nothing in it measures time."""
+    warnings.simplefilter("ignore", RecordWarning)  # the first process has told of them
     if part.step == "page":
         reporter.start(f"{part.paper}: page", 1)
         execute_paper_notebook(part.paper, options, folder_of(part.paper, "pocket"))
