@@ -121,8 +121,10 @@ def test_kill_9_in_mid_run_loses_nothing(setting, tiny, batches, folder, monkeyp
         import os, signal
         from pathlib import Path
         from frugalvlm import methods
-        from frugalvlm.benchmarks import load_benchmark
+        from frugalvlm.benchmarks import asking, load_benchmark
         from frugalvlm.loading import load_vlm, model_hash
+        from frugalvlm.runs import accuracy
+        from frugalvlm.runs.setting import Setting, Silent
         model, processor = load_vlm({str(folder)!r})
         bench = load_benchmark("pocket-gqa")
         setting = Setting("pocket", "tiny", model_hash({str(folder)!r}),

@@ -437,16 +437,20 @@ def tax_rows(folder: Path | None = None) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def build() -> list[Path]:
+def build(parameters: Mapping[str, Any] | None = None) -> list[Path]:
     """Execute the comparison notebooks into compare/ of the work folder; returns their pages.
+
+    Args:
+        parameters: of the notebooks, which are those of `gather`: `model`, `n`, `machine`.
 
     Raises:
         NothingRecordedError: before anything is executed.
         NotebookError: a cell failed.
     """
-    gather()
+    given = dict(parameters or {})
+    gather(**given)
     source, target = project_root() / "notebooks" / "compare", work_dir() / "compare"
-    return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", {}) for n in NOTEBOOKS]
+    return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", given) for n in NOTEBOOKS]
 
 
 def family_of(key: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -24,7 +23,6 @@ from frugalvlm.reproduce.runners import RUNNERS, Bench
 from frugalvlm.reproduce.side_by_side import Part, processes, side_by_side
 from frugalvlm.runs.layout import ScaleError, pocket_table
 from frugalvlm.runs.options import POCKET_MODEL, Options, folder_of
-from frugalvlm.runs.records import RecordWarning
 from frugalvlm.runs.setting import Reporter
 from frugalvlm.studies import study_of
 
@@ -144,7 +142,6 @@ def answer_parts(key: str, options: Options) -> list[Part]:
 
 def do_part(options: Options, part: Part, reporter: Reporter) -> None:
     """One part of `reproduce_all`, in a process of its own: nothing in it measures time."""
-    warnings.simplefilter("ignore", RecordWarning)  # the first process has told of them
     if part.step == "page":
         reporter.start(f"{part.paper}: page", 1)
         execute_paper_notebook(part.paper, options, folder_of(part.paper, "pocket"))

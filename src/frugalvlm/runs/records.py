@@ -16,6 +16,7 @@ import re
 import subprocess
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
@@ -119,7 +120,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         raise RecordError(_unwritable(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # it was renamed, or its folder cannot be
+            temporary.unlink()
 
 
 def read_record(path: Path) -> Record:
@@ -423,20 +425,20 @@ class AnswerLog:
     def append(self, answers: Iterable[tuple[str, str | None]]) -> None:
         """Add answers and make sure that they are on the disk.
 
-        The log is read before the first line is added, and not again.
+        The log is read before the first line is added, and not again unless its size has changed.
 
         Raises:
             RecordError: as `read`; another process writes; the disk is full or read-only.
         """
         self._hold()
-        if self._end is None:
+        if self._end is None or self._size() != self._end:
             self.read()
             self._end = sum(len(line) + 1 for line in self._whole_lines())
         lines = [json.dumps(list(pair), ensure_ascii=False) for pair in answers]
         if self._end == 0:
             lines.insert(0, json.dumps(self._header))
         added = "".join(line + "\n" for line in lines).encode()
-        end, self._end = self._end, None  # if this fails, the file must be looked at again
+        end, self._end = self._end, None  # if this fails, look at the file again
         try:
             self.path.touch()
             with self.path.open("r+b") as file:
@@ -467,6 +469,9 @@ class AnswerLog:
             ) from error
         except OSError as error:
             raise RecordError(_unwritable(self.path, error)) from error
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def _whole_lines(self) -> list[bytes]:
         if not self.path.is_file():
