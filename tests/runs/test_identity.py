@@ -155,6 +155,7 @@ from frugalvlm.methods import Uniform
 from frugalvlm.methods.base import check_budget
 
 STEP = 2
+ORDER = [3, 1, (2, "two")]
 
 
 def chosen(grid):
@@ -162,7 +163,7 @@ def chosen(grid):
 
 
 def helper(grid):
-    return STEP
+    return STEP, ORDER
 
 
 def unused():
@@ -216,6 +217,8 @@ def _in_file(folder: Path, text: str, monkeypatch) -> str:
         ("check_budget(1, 2)", "check_budget(1, 3)", False),
         ("return helper(grid)", "return helper(grid) + 1", False),
         ("STEP = 2", "STEP = 3", False),
+        ("[3, 1, (2,", "[1, 3, (2,", False),
+        ('(2, "two")', '(2, "2")', False),
         ("(Uniform)", "(Uniform, Other)", False),
     ],
 )

@@ -1,5 +1,6 @@
 """Records that were edited or damaged are named and left out; the others stand."""
 
+import io
 import json
 import math
 import multiprocessing
@@ -12,7 +13,9 @@ from pathlib import Path
 
 import pytest
 from made_up_records import accuracy, efficiency
+from rich.console import Console
 
+from frugalvlm.reproduce.problems import tell_problems
 from frugalvlm.runs import records
 from frugalvlm.runs.records import AnswerLog, RecordError, RecordWarning, clear_left_over
 
@@ -200,6 +203,7 @@ def test_a_second_writer_gets_one_sentence(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from frugalvlm.reproduce.problems import tell_problems
 from frugalvlm.runs import records
 folder = Path(sys.argv[1])
 log = records.AnswerLog(folder / "a.jsonl", {"model": "m"}, "code")
@@ -226,3 +230,22 @@ def test_the_lock_of_a_killed_run_does_not_stop_the_next(tmp_path):
     log.append([("q2", "no")])
     assert log.read() == {"q1": "yes", "q2": "no"}
     assert time.monotonic() - began < 5
+
+
+# -- said on the console ---------------------------------------------------------------------------
+
+
+def test_a_run_begins_with_what_is_wrong_in_both_places(places, put):
+    own = Path("pocket") / "visionzip"
+    for place, part in zip(places, ("records", "model/records"), strict=True):
+        path = put(place / own / part, accuracy(answer=place.name))
+        path.write_text(path.read_text().replace(f'"{place.name}"', '"other"'))
+    put(places[0] / own / "records", accuracy("[red]fastv[/red]"))
+    console = Console(file=io.StringIO(), width=1000)
+    tell_problems(["visionzip", "aim"], "pocket", console)
+    said = console.file.getvalue().splitlines()
+    assert len(said) == 2
+    assert all("was edited after its run" in line for line in said)
+    assert [str(place) in line for place, line in zip(places, said, strict=True)] == [True, True]
+    tell_problems(["visionzip"], "pocket", console)
+    assert len(console.file.getvalue().splitlines()) == 2, "once"

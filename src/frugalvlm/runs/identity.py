@@ -162,14 +162,20 @@ class _Found:
                 self.pieces.setdefault(f"= {name}", request_hash([name, repr(value)]))
             return
         if isinstance(value, tuple | list | dict | set | frozenset):
-            parts = value.items() if isinstance(value, dict) else value
-            for place, part in enumerate(sorted(parts, key=repr)):
-                self._follow(part, f"{name}[{place}]")
+            parts = (
+                [p for pair in value.items() for p in pair] if isinstance(value, dict) else value
+            )
+            parts = sorted(parts, key=repr) if isinstance(parts, set | frozenset) else list(parts)
+            plain = [repr(part) if isinstance(part, PLAIN) else "" for part in parts]
+            self.pieces.setdefault(f"= {name}", request_hash([name, plain]))
+            for place, part in enumerate(parts):
+                if not isinstance(part, PLAIN):
+                    self._follow(part, f"{name}[{place}]")
             return
         if isinstance(value, ModuleType):
             if _in_methods(value.__name__):
                 self.add_files(value.__name__)
-            elif self._is_own(value.__name__) and value.__file__:
+            elif self._is_own(value.__name__) and str(value.__file__).endswith(".py"):
                 every = ",".join(sorted(_statements(Path(value.__file__))))
                 self.pieces[value.__name__] = request_hash(every)
             return
