@@ -175,8 +175,8 @@ class _Found:
         if isinstance(value, ModuleType):
             if _in_methods(value.__name__):
                 self.add_files(value.__name__)
-            elif self._is_own(value.__name__) and str(value.__file__).endswith(".py"):
-                every = ",".join(sorted(_statements(Path(value.__file__))))
+            elif self._is_own(value.__name__) and (value.__file__ or "").endswith(".py"):
+                every = ",".join(sorted(_statements(Path(value.__file__ or ""))))
                 self.pieces[value.__name__] = request_hash(every)
             return
         module = getattr(value, "__module__", None)
