@@ -133,4 +133,5 @@ def readme(c: Context):
 @task
 def clean(c: Context):
     """Remove caches and unfinished runs; records, weights and notebooks stay."""
-    c.run("git clean -fdX -e '!venv/' -e '!.venv/' -e '!checkpoints/' src tests notebooks results")
+    kept = " ".join(f"-e '!{name}/'" for name in ("venv", ".venv", "checkpoints", "/results/.work"))
+    c.run(f"git clean -fdX {kept} src tests notebooks results")

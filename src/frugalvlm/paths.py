@@ -1,7 +1,9 @@
 """Where the kit keeps its data and its results.
 
 The kit is used from a clone (``pip install -e .``), so data and results lie beside the code in
-the repository. Two environment variables move them: ``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS``.
+the repository. Results are in two places: those that are published, under version control, and the
+work folder, where every run writes. No run changes what is published; `reproduce.publish` does.
+Two environment variables move data and work folder: ``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS``.
 """
 
 import os
@@ -9,7 +11,16 @@ from pathlib import Path
 
 from frugalvlm.errors import FrugalError
 
-__all__ = ["MissingFilesError", "data_dir", "project_root", "results_dir"]
+__all__ = [
+    "MissingFilesError",
+    "data_dir",
+    "project_root",
+    "published_dir",
+    "result_file",
+    "results_dir",
+    "results_places",
+    "work_dir",
+]
 
 
 class MissingFilesError(FrugalError, FileNotFoundError):
@@ -47,10 +58,62 @@ def data_dir() -> Path:
     return folder
 
 
-def results_dir() -> Path:
-    """The folder of records, tables and executed notebooks (``FRUGALVLM_RESULTS`` overrides it).
+def published_dir() -> Path:
+    """The folder of published records, tables and executed notebooks: the repository's results/.
 
-    It need not exist yet: whoever writes the first record creates it.
+    Raises MissingFilesError when the package was installed without its repository.
+    """
+    return project_root() / "results"
+
+
+def work_dir() -> Path:
+    """The folder where every run writes: ``FRUGALVLM_RESULTS``, or results/.work of the repository.
+
+    It need not exist yet: whoever writes the first record creates it. A relative
+    ``FRUGALVLM_RESULTS`` is made absolute in the environment when it is first asked for, so that
+    notebooks and other processes, which run elsewhere, write into the same folder.
+
+    Raises MissingFilesError when ``FRUGALVLM_RESULTS`` names a file or the published results.
     """
     override = os.environ.get("FRUGALVLM_RESULTS")
-    return Path(override).expanduser() if override else project_root() / "results"
+    if not override:
+        return published_dir() / ".work"
+    folder = Path(override).expanduser().absolute()
+    os.environ["FRUGALVLM_RESULTS"] = str(folder)
+    if folder.exists() and not folder.is_dir():
+        raise MissingFilesError(
+            f"FRUGALVLM_RESULTS names {folder}, which is not a folder: name one, or unset it."
+        )
+    published = _published()
+    if published is not None and folder.resolve() == published.resolve():
+        raise MissingFilesError(
+            f"FRUGALVLM_RESULTS names {folder}, the published results, which no run may change: "
+            "name another folder, or unset it."
+        )
+    return folder
+
+
+results_dir = work_dir
+
+
+def results_places() -> list[Path]:
+    """Where results are looked for: the work folder, then the published ones if there are any."""
+    published = _published()
+    return [work_dir(), *([] if published is None else [published])]
+
+
+def result_file(*parts: str) -> Path:
+    """A file of the results by its parts: the work folder's, or else the published one.
+
+    Of a file that is in neither, where a run would write it.
+    """
+    files = [place.joinpath(*parts) for place in results_places()]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def _published() -> Path | None:
+    """The published results; None without the repository."""
+    try:
+        return published_dir()
+    except MissingFilesError:
+        return None

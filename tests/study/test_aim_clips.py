@@ -68,5 +68,9 @@ def test_clips_have_runs_of_their_own(tmp_path, monkeypatch, beside_model):
     assert folder.name == SIGLIP
     shown = tables.accuracy_table(load_paper("aim"), "video", made)
     assert "not measured" not in shown.to_markdown()
-    assert shown.blocks[0].rows[0][1].short == "144/–", "asked for is what one crop has"
+    assert kept["vanilla", 144] == [8 * 36 + 1] * 12
+    assert shown.blocks[0].rows[0][1].short == "144/289", "asked for is what one crop has"
+    made[0]["tokens"]["per_layer"] = [144.0] * 12  # as records said before it was counted
+    shown = tables.accuracy_table(load_paper("aim"), "video", made)
+    assert shown.blocks[0].rows[0][1].short == "144/–"
     assert beside.beside_runs("aim", "video", Options(n=8, benchmarks=("pocket-gqa",))) == []

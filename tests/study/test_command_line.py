@@ -12,6 +12,8 @@ from frugalvlm.methods import METHODS
 from frugalvlm.papers.paper import KEYS, all_papers
 from frugalvlm.paths import project_root
 from frugalvlm.reproduce import command as rep
+from frugalvlm.reproduce.printed import print_comparison
+from frugalvlm.runs.records import RecordError
 
 
 def _invoke(*arguments, **environment):
@@ -79,10 +81,11 @@ def test_full_scale_without_weights_says_what_to_fetch(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_compare_without_records_says_what_to_run(tmp_path):
-    done = _invoke("compare", FRUGALVLM_RESULTS=str(tmp_path))
-    assert done.returncode == 2
-    assert "invoke reproduce --paper visionzip" in done.stderr
+def test_compare_without_records_says_what_to_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
+    monkeypatch.setattr("frugalvlm.paths.published_dir", lambda: tmp_path / "published")
+    with pytest.raises(RecordError, match="invoke reproduce --paper visionzip"):
+        print_comparison()
 
 
 def test_one_name_everywhere():

@@ -305,6 +305,12 @@ def test_labels_are_those_of_the_papers(compared):
 # -- notebooks -------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def nothing_published(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("frugalvlm.paths.published_dir", lambda: tmp_path / "published")
+
+
+@pytest.mark.usefixtures("nothing_published")
 def test_nothing_recorded_builds_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
     with pytest.raises(NothingRecordedError, match="invoke reproduce"):
@@ -328,7 +334,7 @@ def test_notebooks_are_built_from_records_alone(make, tmp_path, monkeypatch):
             records.write(tmp_path / "pocket" / paper / "records" / f"{stem}.json", record)
     cost = _costs(make, {("visionzip", 16): 30, ("random", 16): 30})
     records.write(tmp_path / "pocket" / "visionzip" / "records" / "cost.json", cost)
-    pages = compare.build()
+    pages = compare.build({"n": 12})  # nothing of so few questions is published
     assert [page.name for page in pages] == ["accuracy.html", "efficiency.html", "emissions.html"]
     for page in pages:
         text = page.read_text()

@@ -137,6 +137,7 @@ def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(
     assert len(list(folder.glob("*.json"))) == len(made)
     assert not (tmp_path / "pocket" / "fastervlm" / "records").exists()
     assert made[-1]["tokens"]["per_layer"] == [5 * 72] * 12
+    assert made[0]["tokens"]["per_layer"] == [744] * 12, "five crops, and newlines"
     assert made[-1]["request"]["benchmark"] == "pocket-gqa-hd"
     shown = tables.accuracy_table(paper, "tiles", made).data
     cell = shown.query("method == 'fastervlm' and benchmark == 'pocket-gqa-hd' and budget == 72")

@@ -508,9 +508,10 @@ def test_data_folder_follows_the_environment(
     root = paths.project_root()
     assert (root / "pyproject.toml").is_file()
     assert paths.data_dir() == root / "data"
-    assert paths.results_dir() == root / "results"
+    assert paths.published_dir() == root / "results"
+    assert paths.work_dir() == root / "results" / ".work"
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path / "later"))
-    assert paths.results_dir() == tmp_path / "later"
+    assert paths.work_dir() == tmp_path / "later"
     monkeypatch.setenv("FRUGALVLM_DATA", str(tmp_path))
     assert paths.data_dir() == tmp_path
     with pytest.raises(FileNotFoundError, match=r"visionzip\.yaml"):

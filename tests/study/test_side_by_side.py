@@ -25,7 +25,6 @@ from frugalvlm.reproduce import runners
 from frugalvlm.reproduce.side_by_side import LostProcessError, side_by_side
 from frugalvlm.reproduce.side_by_side import _ready as ready
 from frugalvlm.runs import accuracy, layout, options, records
-from frugalvlm.runs.options import folder_of
 from frugalvlm.runs.setting import Setting, Silent
 
 GQA = "pocket-gqa"
@@ -238,15 +237,15 @@ def _options(folders, **more):
 @pytest.mark.parametrize("key", ["sgl", "early_exit", "aim"])
 def test_nothing_timed_is_measured_beside_other_work(key, folders, tmp_path, monkeypatch):
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
-    options = _options(folders)
-    for part in rep.answer_parts(key, options):
-        rep.do_part(options, part, Silent())
-    beside = records.read_records(folder_of(key, "pocket") / "records")
+    given = _options(folders)
+    for part in rep.answer_parts(key, given):
+        rep.do_part(given, part, Silent())
+    beside = records.read_records(options.folder_of(key, "pocket") / "records")
     assert beside
     assert {r["kind"] for r in beside} <= {"accuracy", "analysis"}
     assert not {r["request"].get("analysis") for r in beside} & {"guide cost", "time", "exit"}
     monkeypatch.setattr(asking, "answer", None)  # the answers are all there
-    alone = runners.run_pocket(key, options)
+    alone = runners.run_pocket(key, given)
     names = {(r["kind"], r["request"].get("analysis")) for r in alone}
     if key == "sgl":
         assert {("efficiency", None), ("analysis", "guide cost"), ("analysis", "exit")} <= names

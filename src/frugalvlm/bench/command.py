@@ -12,9 +12,9 @@ from rich.console import Console
 
 from frugalvlm.bench import score_costs, tax
 from frugalvlm.loading import load_vlm
-from frugalvlm.paths import results_dir
+from frugalvlm.paths import work_dir
 from frugalvlm.runs import records
-from frugalvlm.runs.setting import code_hash
+from frugalvlm.runs.identity import code_hash
 
 __all__ = ["print_bench", "run_score_costs", "run_tax"]
 
@@ -84,7 +84,7 @@ def _recorded(
         "other_work_cores": max(0.0, (_others_seconds() - others) / seconds), "rows": rows,
         "provenance": records.provenance(code=code, seconds=seconds, device=device),
     }  # fmt: skip
-    records.write(results_dir() / "benchmark" / name, record)
+    records.write(work_dir() / "benchmark" / name, record)
     return record
 
 

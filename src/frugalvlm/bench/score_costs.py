@@ -39,7 +39,7 @@ from frugalvlm.bench.tax import busy_line, prompt
 from frugalvlm.hosts import host_for
 from frugalvlm.hosts.base import encoder_layers
 from frugalvlm.methods.base import EncoderReducer, LayerReducer
-from frugalvlm.paths import results_dir
+from frugalvlm.paths import result_file
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.report.plots import MARKERS
 from frugalvlm.runs import records
@@ -260,7 +260,7 @@ def score_table(record: records.Record | None = None) -> Table:
     Raises:
         FileNotFoundError: when nothing was measured; `invoke bench` does.
     """
-    record = record or records.read_record(results_dir() / "benchmark" / RECORD)
+    record = record or records.read_record(result_file("benchmark", RECORD))
     rows = [{k: v for k, v in row.items() if k != "ratio"} | _spread(row) for row in record["rows"]]
     data, facts = pd.DataFrame(rows), facts_of([record], "benchmark", None)
     of_peak, of_more = growth(data), growth(data, "more_mib")

@@ -33,7 +33,7 @@ from frugalvlm.engine.guidance import Guide
 from frugalvlm.hosts import host_for
 from frugalvlm.measure.latency import synchronize
 from frugalvlm.methods import METHODS, SGL, EncoderReducer, Method
-from frugalvlm.paths import results_dir
+from frugalvlm.paths import result_file
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs import records
 from frugalvlm.views import BudgetError
@@ -218,7 +218,7 @@ def tax_table(record: records.Record | None = None) -> Table:
     Raises:
         FileNotFoundError: when nothing was measured; `invoke bench` does.
     """
-    record = record or records.read_record(results_dir() / "benchmark" / RECORD)
+    record = record or records.read_record(result_file("benchmark", RECORD))
     data = pd.DataFrame(
         {
             "model": row["model"], "method": row["method"], "kept": row["kept"],

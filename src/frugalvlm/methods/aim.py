@@ -27,8 +27,10 @@ Complexity: merging (tokens / 2)^2 products a round; PageRank one attention map 
 in chunks of rows, so O(length) memory; from two chunks on it is computed anew in each step.
 Deviations: pruned tokens really leave the sequence (the released code hides them with masks:
 `aim_mask`), so they neither hold nor send mass in later layers. The budget of a pooled frame is the
-share that `kept_tokens` is of an unpooled crop, rounded down as in the code. For depths other than
-32, l1 and l2 are the image model's 13 and 21 in proportion (the video model's: `AIMVideo`).
+share that `kept_tokens` is of an unpooled crop, rounded down, as the printed costs count (24 of
+196); the released code, which only halves and subtracts, leaves one token more at 12.5 % and less
+(25). For depths other than 32, l1 and l2 are the image model's 13 and 21 in proportion (the video
+model's: `AIMVideo`).
 """
 
 from __future__ import annotations

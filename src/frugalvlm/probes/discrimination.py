@@ -28,7 +28,7 @@ from frugalvlm.probes.controls import Blank, blanked, oracle_for
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs.accuracy import accuracy_run
 from frugalvlm.runs.layout import budgeted
-from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS, folder_of
+from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS, folders_of
 from frugalvlm.runs.records import Record, RecordError, method_key, select
 from frugalvlm.runs.setting import Reporter, Setting, Silent
 from frugalvlm.verdicts.scored import question_rows
@@ -113,15 +113,17 @@ def opened(
 ) -> tuple[PreTrainedModel, ProcessorMixin, Setting]:
     """A loaded model, and the setting of all runs about it and the benchmarks."""
     model, processor = load_vlm(model_name, device=device)
+    own, *published = [folder / "records" for folder in folders_of("benchmarks", "pocket")]
     setting = Setting(
         scale="pocket",
         model_name=model_name,
         model_hash=model_hash(model_name),
-        folder=folder_of("benchmarks", "pocket") / "records",
+        folder=own,
         split=split,
         n=n,
         device=device,
         force=force,
+        others=tuple(published),
     )
     return model, processor, setting
 

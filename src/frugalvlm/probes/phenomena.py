@@ -39,9 +39,10 @@ from frugalvlm.probes.discrimination import accuracy_sheet, opened
 from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import accuracy_run
 from frugalvlm.runs.attention import eager_attention
+from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS
 from frugalvlm.runs.records import Record, method_key
-from frugalvlm.runs.setting import Reporter, Setting, Silent, code_hash, find_run, write_run
+from frugalvlm.runs.setting import Reporter, Setting, Silent, find_run, write_run
 
 __all__ = ["findings", "kendall_tau", "removal_frame", "run", "stages"]
 
@@ -122,7 +123,7 @@ def maps_run(
         "dtype": str(model.dtype).removeprefix("torch."), "attn_implementation": "eager",
         "device": torch.device(setting.device).type,
     }  # fmt: skip
-    code = code_hash("probes/phenomena.py", "probes/controls.py")
+    code = code_hash("probes.phenomena", "probes.controls")
     found = find_run(setting, "phenomena", request, code)
     reporter.start("attention maps", images)
     if found is not None:

@@ -27,11 +27,12 @@ from frugalvlm.digest import request_hash
 from frugalvlm.loading import model_hash
 from frugalvlm.methods import EncoderReducer, LayerReducer, Method
 from frugalvlm.papers import all_papers
-from frugalvlm.paths import project_root, results_dir
+from frugalvlm.paths import project_root, result_file, results_places, work_dir
 from frugalvlm.pocket.installed import WeightsError
 from frugalvlm.report.display import facts_of, labels_of, setting_lines
 from frugalvlm.report.notebooks import execute
 from frugalvlm.runs import records as rec
+from frugalvlm.runs.identity import other_code_line
 from frugalvlm.runs.records import Record
 from frugalvlm.verdicts.guard import Guard
 from frugalvlm.verdicts.ranking import RESAMPLES, SHOWN
@@ -306,6 +307,12 @@ class Comparison:
             lines.append(f"Times of {', '.join(self.other_clocks)}: other threads or batches.")
         return lines
 
+    def other_code_lines(self) -> list[str]:
+        """One sentence if some of what is compared was made by other code than the kit has now."""
+        known = [r for _, r in self._answered]
+        line = other_code_line(known)
+        return [line] if line else []
+
     # -- frames ----------------------------------------------------------------------------------
 
     def frame(self) -> pd.DataFrame:
@@ -393,13 +400,22 @@ class Comparison:
 
 
 def recorded(scale: str = "pocket", folder: Path | None = None) -> dict[str, list[Record]]:
-    """By paper the records of a scale; studies of the benchmarks themselves are no methods."""
-    root = (results_dir() if folder is None else folder) / scale
-    return {p.key: rec.read_records(root / p.key / "records") for p in all_papers()}
+    """By paper the records of a scale; studies of the benchmarks themselves are no methods.
+
+    Args:
+        scale: "pocket", "blueprint" or "full".
+        folder: of results; default: the published ones and those of the work folder.
+    """
+    # The work folder's behind the published: of two that are alike the later one counts.
+    places = [*reversed(results_places())] if folder is None else [folder]
+    return {
+        p.key: [r for place in places for r in rec.read_records(place / scale / p.key / "records")]
+        for p in all_papers()
+    }
 
 
 def gather(model: str = "", n: int = 0, machine: str = "") -> Comparison:
-    """The comparison of what lies under results/; see `Comparison`."""
+    """The comparison of what was run here and of what is published; see `Comparison`."""
     return Comparison(recorded(), model=model, n=n, machine=machine)
 
 
@@ -408,7 +424,8 @@ def tax_rows(folder: Path | None = None) -> pd.DataFrame:
 
     Columns: model, method, kept, total, label, ratio, low, high, n.
     """
-    path = (results_dir() if folder is None else folder) / "benchmark" / "prefill_tax.json"
+    file = "benchmark", "prefill_tax.json"
+    path = result_file(*file) if folder is None else folder.joinpath(*file)
     if not path.is_file():
         return pd.DataFrame()
     labels = _labels()
@@ -420,16 +437,20 @@ def tax_rows(folder: Path | None = None) -> pd.DataFrame:
     ])  # fmt: skip
 
 
-def build() -> list[Path]:
-    """Execute the comparison notebooks into results/compare; returns their pages.
+def build(parameters: Mapping[str, Any] | None = None) -> list[Path]:
+    """Execute the comparison notebooks into compare/ of the work folder; returns their pages.
+
+    Args:
+        parameters: of the notebooks, which are those of `gather`: `model`, `n`, `machine`.
 
     Raises:
         NothingRecordedError: before anything is executed.
         NotebookError: a cell failed.
     """
-    gather()
-    source, target = project_root() / "notebooks" / "compare", results_dir() / "compare"
-    return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", {}) for n in NOTEBOOKS]
+    given = dict(parameters or {})
+    gather(**given)
+    source, target = project_root() / "notebooks" / "compare", work_dir() / "compare"
+    return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", given) for n in NOTEBOOKS]
 
 
 def family_of(key: str) -> str:

@@ -183,7 +183,10 @@ def missing_table(comparison: Comparison) -> Table:
         title="What is not recorded" if rows else "Every cell of every paper is recorded",
         headers=("paper", "cells missing", "cost", "made by"),
         blocks=(Block("", rows),),
-        caption=tuple(comparison.left_out_lines()) or ("No records were left out.",),
+        caption=(
+            *(comparison.left_out_lines() or ["No records were left out."]),
+            *comparison.other_code_lines(),
+        ),
         data=gaps,
     )
 

@@ -151,9 +151,11 @@ def _accuracy_line(
     """One row: its cells' numbers, and what they share."""
     ids = [column.id for column in layout.columns]
     beside = [_printed(source, layout, row, column, budget) for column in layout.columns]
-    # Where pictures have several crops, a record of the untouched model says what was asked for.
-    unknown = budget is None and layout.pocket_model is not None
-    counted = None if unknown else scored.tokens(row.method, tokens)
+    counted = scored.tokens(row.method, tokens)
+    # Where pictures have several crops, an old record of the untouched model says what was asked
+    # for per crop, and not what was read.
+    if budget is None and layout.pocket_model is not None and counted and counted[0] == tokens:
+        counted = None
     shared = {
         "scale": scored.setting.get("scale"),
         "model": scored.setting.get("model"),

@@ -17,6 +17,7 @@ from frugalvlm.papers import Paper, all_papers, load_paper
 from frugalvlm.report.notebooks import execute_paper_notebook
 from frugalvlm.reproduce.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.reproduce.printed import print_report, print_summary
+from frugalvlm.reproduce.problems import tell_problems
 from frugalvlm.reproduce.progress import Bars, progress
 from frugalvlm.reproduce.runners import RUNNERS, Bench
 from frugalvlm.reproduce.side_by_side import Part, processes, side_by_side
@@ -52,6 +53,7 @@ def reproduce(
         _full(paper, options)
     if scale not in RUNNERS:
         raise ScaleError(f"Unknown scale '{scale}': pocket, blueprint or full.")
+    tell_problems([key], scale, console)
     if scale == "pocket":
         Bench.of(key, options)  # what is missing is said before anything starts
         options = _from_now_on(options)
@@ -103,6 +105,7 @@ def reproduce_all(
     options, console = options or Options(), console or Console()
     options = _from_now_on(options)
     keys, made, started = runnable(scale), {}, time.monotonic()
+    tell_problems(keys, scale, console)
     if scale == "pocket":
         parts = [part for key in keys for part in answer_parts(key, options)]
         _side_by_side(parts, options, console)

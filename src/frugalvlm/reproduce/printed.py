@@ -10,10 +10,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from frugalvlm.papers import SCALES, Paper, all_papers, load_paper
-from frugalvlm.paths import results_dir
+from frugalvlm.paths import work_dir
 from frugalvlm.report import tables
 from frugalvlm.report.verdict_table import verdict_table
+from frugalvlm.reproduce.problems import problems_told
 from frugalvlm.runs import records
+from frugalvlm.runs.identity import other_code_line
 from frugalvlm.runs.records import Record
 from frugalvlm.verdicts.verdicts import STATUSES, all_verdicts
 
@@ -67,25 +69,27 @@ def print_summary(
     for key, count in counts.items():
         table.add_row(key, str(len(made[key])), *(str(count[s]) for s in shown))
     console.print(table)
-    console.print(f"Records and pages: {results_dir() / scale}")
+    console.print(f"Records and pages: {work_dir() / scale}")
 
 
 def print_comparison(console: Console | None = None) -> None:
-    """All recorded pocket methods side by side; nothing is run.
+    """All pocket methods that were run here or are published, side by side; nothing is run.
 
     Raises:
         RecordError: when nothing was recorded yet.
     """
+    from frugalvlm.report.comparison import recorded
+
     console = console or Console()
-    # Of papers only: the study of the benchmarks themselves has runs that are no methods.
-    folders = sorted(results_dir() / "pocket" / paper.key / "records" for paper in all_papers())
-    made = records.newest_setting(r for f in folders for r in records.read_records(f))
+    with problems_told(console):
+        found = recorded()
+    made = records.newest_setting(r for own in found.values() for r in own)
     if not made:
         raise records.RecordError(
             "Nothing is recorded yet: run `invoke reproduce --paper visionzip` first."
         )
     for paper in all_papers():
-        if not (results_dir() / "pocket" / paper.key).is_dir():
+        if not found[paper.key]:
             continue
         for layout in paper.tables:
             asked = {column.id for column in layout.columns}
@@ -93,6 +97,9 @@ def print_comparison(console: Console | None = None) -> None:
                 console.print(tables.accuracy_table(paper, layout.id, made))
     console.print(tables.efficiency_table(made))
     console.print(tables.energy_table(made))
+    line = other_code_line(made)
+    if line:
+        console.print(line)
 
 
 def compare(console: Console | None = None) -> list[Path]:
@@ -102,7 +109,7 @@ def compare(console: Console | None = None) -> list[Path]:
         RecordError: when nothing was recorded yet.
         NotebookError: when a notebook failed.
     """
-    from frugalvlm.report.comparison import build
+    from frugalvlm.report.comparison import build  # late, for it brings notebooks along
 
     console = console or Console()
     print_comparison(console)

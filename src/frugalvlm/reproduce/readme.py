@@ -20,17 +20,19 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
+from rich.console import Console
 
 from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS
 from frugalvlm.errors import FrugalError
 from frugalvlm.loading import model_hash
 from frugalvlm.papers import SCALES, all_papers
-from frugalvlm.paths import project_root
+from frugalvlm.paths import project_root, published_dir
 from frugalvlm.pocket.installed import models_dir
 from frugalvlm.pocket.models import IMAGE_TOKEN, SPECS, build_model, build_processor, spec
 from frugalvlm.probes import phenomena
 from frugalvlm.report.tables import accuracy_table, blueprint_table
 from frugalvlm.report.verdict_table import verdict_table
+from frugalvlm.reproduce.problems import problems_told
 from frugalvlm.runs.records import Record, latest, newest_setting, read_records
 from frugalvlm.verdicts.verdicts import STATUSES, all_verdicts, verdicts
 
@@ -59,7 +61,7 @@ def render(text: str, results: Path | None = None) -> str:
     Raises:
         ReadmeError: for an unknown block, a marker without its partner, or pins no record meets.
     """
-    results = project_root() / "results" if results is None else results
+    results = published_dir() if results is None else results
     markers, blocks = len(_MARKER.findall(text)), len(_BLOCK.findall(text))
     if markers != 2 * blocks:
         raise ReadmeError(
@@ -88,7 +90,8 @@ def update(path: Path | None = None, results: Path | None = None) -> bool:
 def update_all() -> bool:
     """Rebuild the blocks of README.md and of the model cards; returns whether anything changed."""
     pages = [project_root() / "README.md", *sorted(models_dir().glob("*/README.md"))]
-    changed = [update(page) for page in pages]
+    with problems_told(Console(stderr=True)):
+        changed = [update(page) for page in pages]
     return any(changed)
 
 

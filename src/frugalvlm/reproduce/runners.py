@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from frugalvlm import measure
 from frugalvlm.hosts import host_for
 from frugalvlm.loading import load_vlm, model_hash
-from frugalvlm.methods import Method
+from frugalvlm.methods import Method, method_class
 from frugalvlm.papers import Table, load_paper
 from frugalvlm.reproduce.beside import beside_runs, tables_beside
 from frugalvlm.runs import records
@@ -21,9 +21,10 @@ from frugalvlm.runs.accuracy import answer_cells
 from frugalvlm.runs.attention import attention_run
 from frugalvlm.runs.blueprint import blueprint, count
 from frugalvlm.runs.efficiency import efficiency_run
+from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.layout import ScaleError, plan_of, planned, pocket_table
-from frugalvlm.runs.options import Options, folder_of, pocket_setting
-from frugalvlm.runs.setting import Reporter, Setting, Silent, code_hash
+from frugalvlm.runs.options import Options, folders_of, pocket_setting
+from frugalvlm.runs.setting import Reporter, Setting, Silent
 from frugalvlm.studies import study_of
 
 __all__ = ["RUNNERS", "Bench", "run_blueprint", "run_pocket"]
@@ -150,7 +151,9 @@ def run_blueprint(
             f"The costs of '{key}' are not counted at the blueprint scale yet; "
             "`invoke papers` shows which papers are."
         )
-    folder = folder_of(key, "blueprint") / "records"
+    places = [place / "records" for place in folders_of(key, "blueprint")]
+    folder = places[0]
+    records.clear_left_over(folder)
     cells = [
         (layout.name, row.method, budget.paper_tokens if budget else layout.tokens,
          (budget.per_crop or budget.paper_tokens) if budget else layout.tokens // layout.crops)
@@ -167,14 +170,21 @@ def run_blueprint(
     }
     if table.mean_budgets:
         request["mean_budgets"] = True
-    code = code_hash("methods", "measure", "runs/costs.py", "runs/blueprint.py")
+    kinds = (method_class(method) for _, method, *_ in cells)
+    code = code_hash(
+        "methods.schedules", "measure", "runs.costs", "runs.blueprint", "runs.layout", *kinds
+    )
     more = study_of(key).blueprint
     beside = [] if more is None else more(folder)
     reporter.start("blueprint", len(cells))
-    found = None if options.force else records.find(folder, "blueprint", request, code)
-    if found is not None:
-        reporter.advance(len(cells))
-        return [found, *beside]
+    stem = records.record_name(request, code, measure.machine_id())
+    for place in [] if options.force else places:
+        found = records.find(place, "blueprint", request, code)
+        if found is not None:
+            if place != folder:
+                records.write(folder / f"{stem}.json", found)
+            reporter.advance(len(cells))
+            return [found, *beside]
     started, rows, model, name = time.monotonic(), [], None, ""
     for layout, method, tokens, per_crop in cells:
         if model is None or layout != name:
@@ -186,7 +196,6 @@ def run_blueprint(
         "kind": "blueprint", "status": "complete", "request": request, "rows": rows,
         "provenance": records.provenance(code=code, seconds=time.monotonic() - started),
     }  # fmt: skip
-    stem = records.record_name(request, code, measure.machine_id())
     records.write(folder / f"{stem}.json", record)
     return [record, *beside]
 

@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 
 from frugalvlm.errors import FrugalError
+from frugalvlm.runs.records import RecordWarning
 from frugalvlm.runs.setting import Reporter, Silent
 
 MOST = 4  # each holds a model, a benchmark's pictures and what the tower makes of them
@@ -183,6 +185,7 @@ def _worker(connection: Connection, work: Callable[[Part, Reporter], None]) -> N
     # Ctrl-C reaches all processes of a terminal; the first one decides and ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that temporary files are removed
+    warnings.simplefilter("ignore", RecordWarning)  # the first process has told of them
     torch.set_num_threads(1)
     _keep_memory()
     with suppress(EOFError, ConnectionError):  # the first process is gone

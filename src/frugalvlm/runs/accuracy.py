@@ -16,10 +16,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 from frugalvlm.benchmarks import Benchmark, asking, load_benchmark, stats
 from frugalvlm.benchmarks.asking import BATCH_SIZE, Batches
 from frugalvlm.engine.tower_once import tower_once
+from frugalvlm.hosts import host_for
 from frugalvlm.methods import Method
 from frugalvlm.runs import records
+from frugalvlm.runs.identity import code_of
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, code_of, find_run, run_name, write_run
+from frugalvlm.runs.setting import Reporter, Setting, find_run, run_name, write_run
 from frugalvlm.trace import Trace
 
 
@@ -102,72 +104,83 @@ def accuracy_run(
     if found is not None:
         reporter.advance(len(batches.rows))
         return found
-    log = records.AnswerLog(
-        setting.folder / f"{run_name(setting, request, code)}.answers.jsonl",
-        request, code, setting.model_hash,
-    )  # fmt: skip
-    if setting.force:
+    file = setting.folder / f"{run_name(setting, request, code)}.answers.jsonl"
+    with records.AnswerLog(file, request, code, setting.model_hash) as log:
+        if setting.force:
+            log.clear()
+        started = time.monotonic()
+        choose = method_for or (lambda ids: method)
+        done, kept = _ask(log, model, benchmark, batches, choose, method.adaptive, reporter)
+        tokens = {"requested": budget, **kept.summary()}
+        answers = [done[i] for i in batches.ids]
+        sheet = benchmark.sheet(batches.rows, answers)
+        headline = stats.interval(sheet)
+        record = {
+            "kind": "accuracy",
+            "status": "complete",
+            "request": request,
+            "counts": {
+                "asked": len(answers),
+                "answered": sum(a is not None for a in answers),
+                "failed": sum(a is None for a in answers),
+            },
+            "tokens": tokens,
+            "metrics": {
+                "headline": {
+                    "name": benchmark.metric,
+                    "value": headline.value,
+                    "low": headline.low,
+                    "high": headline.high,
+                    "max": benchmark.headline_max,
+                    "n": headline.n_questions,
+                    "images": headline.n_images,
+                },
+                "accuracy": {"value": sheet.accuracy},
+                "details": sheet.details,
+            },
+            "answers": [[i, a] for i, a in zip(batches.ids, answers, strict=True)],
+            "provenance": records.provenance(
+                code=code,
+                model_hash=setting.model_hash,
+                data_hash=batches.data_hash,
+                seconds=time.monotonic() - started,
+                device=setting.device,
+            ),
+        }
+        write_run(setting, record)
         log.clear()
-    done = log.read()
+    return record
+
+
+def _ask(
+    log: records.AnswerLog,
+    model: PreTrainedModel,
+    benchmark: Benchmark,
+    batches: Batches,
+    method_for: Callable[[list[str]], Method],
+    adaptive: bool,
+    reporter: Reporter,
+) -> tuple[dict[str, str | None], _KeptTokens]:
+    """The answers by question id, those of a log included, and the visual tokens that were kept."""
+    done, kept = log.read(), _KeptTokens()
     reporter.advance(len(done))
-    started = time.monotonic()
-    method_for = method_for or (lambda ids: method)
-    kept = _KeptTokens()
     with tower_once(model, batches.towers.setdefault(model, {})):
         for ids, inputs in batches.pending(done):
             with method_for(ids).on(model) as trace:
                 answers = asking.answer(model, batches.processor, inputs, benchmark.max_new_tokens)
             log.append(zip(ids, answers, strict=True))
             done.update(zip(ids, answers, strict=True))
-            kept.add(trace, len(ids))
+            kept.add(trace, len(ids), _visual_tokens(model, inputs))
             reporter.advance(len(ids))
         # What an interrupted run kept is not in its log. An adaptive method must see every picture
         # again for that; of any other, one batch says it.
         for ids, inputs in batches.batches:
-            if kept.prompts >= (len(batches.ids) if method.adaptive else 1):
+            if kept.prompts >= (len(batches.ids) if adaptive else 1):
                 break
             with method_for(ids).on(model) as trace, torch.inference_mode():
                 model(**inputs)
-            kept.add(trace, len(ids))
-    tokens = {"requested": budget, **kept.summary(budget)}
-    answers = [done[i] for i in batches.ids]
-    sheet = benchmark.sheet(batches.rows, answers)
-    headline = stats.interval(sheet)
-    record = {
-        "kind": "accuracy",
-        "status": "complete",
-        "request": request,
-        "counts": {
-            "asked": len(answers),
-            "answered": sum(a is not None for a in answers),
-            "failed": sum(a is None for a in answers),
-        },
-        "tokens": tokens,
-        "metrics": {
-            "headline": {
-                "name": benchmark.metric,
-                "value": headline.value,
-                "low": headline.low,
-                "high": headline.high,
-                "max": benchmark.headline_max,
-                "n": headline.n_questions,
-                "images": headline.n_images,
-            },
-            "accuracy": {"value": sheet.accuracy},
-            "details": sheet.details,
-        },
-        "answers": [[i, a] for i, a in zip(batches.ids, answers, strict=True)],
-        "provenance": records.provenance(
-            code=code,
-            model_hash=setting.model_hash,
-            data_hash=batches.data_hash,
-            seconds=time.monotonic() - started,
-            device=setting.device,
-        ),
-    }
-    write_run(setting, record)
-    log.clear()
-    return record
+            kept.add(trace, len(ids), _visual_tokens(model, inputs))
+    return done, kept
 
 
 class _KeptTokens:
@@ -178,9 +191,11 @@ class _KeptTokens:
         self.sums: list[float] = []
         self.spread: list[tuple[int, int]] = []
         self.layers = 0
+        self.untouched = 0
 
-    def add(self, trace: Trace, prompts: int) -> None:
-        """Count a batch in."""
+    def add(self, trace: Trace, prompts: int, visual: int) -> None:
+        """Count a batch in, whose prompts hold so many visual tokens if nothing touches them."""
+        self.untouched += visual
         if not self.prompts:
             self.layers, self.sums = trace.decoder_layers, [0.0] * len(trace.tokens_per_layer)
             self.spread = list(trace.spread)
@@ -192,10 +207,18 @@ class _KeptTokens:
             (min(a, c), max(b, d)) for (a, b), (c, d) in zip(self.spread, trace.spread, strict=True)
         ]
 
-    def summary(self, budget: int) -> dict[str, Any]:
-        """Mean per layer, and the fewest and most that one image kept there."""
+    def summary(self) -> dict[str, Any]:
+        """Mean per layer, and the fewest and most that one image kept there.
+
+        Of the untouched model, which traces nothing, what it reads: of tiles and clips more than
+        what was asked for per crop.
+        """
         mean = [s / self.prompts for s in self.sums]
         return {
-            "per_layer": mean or [float(budget)] * self.layers,
+            "per_layer": mean or [self.untouched / self.prompts] * self.layers,
             "spread": [list(s) for s in self.spread],
         }
+
+
+def _visual_tokens(model: PreTrainedModel, inputs: dict[str, Any]) -> int:
+    return int(host_for(model).placeholders(inputs["input_ids"]).sum())

@@ -15,7 +15,8 @@ from frugalvlm.benchmarks.asking import BATCH_SIZE, chunks, prepare
 from frugalvlm.digest import request_hash
 from frugalvlm.hosts import host_for
 from frugalvlm.runs import records
-from frugalvlm.runs.setting import Reporter, Setting, code_hash, find_run, write_run
+from frugalvlm.runs.identity import code_hash
+from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
 
 
 @torch.inference_mode()
@@ -38,7 +39,7 @@ def attention_run(
         "images": images, "patches_fraction": patches_fraction,
         "device": torch.device(setting.device).type,
     }  # fmt: skip
-    code = code_hash()
+    code = code_hash("runs.attention")
     found = find_run(setting, "attention", request, code)
     reporter.start("attention of the vision tower", images)
     if found is not None:

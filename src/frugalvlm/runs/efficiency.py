@@ -16,7 +16,8 @@ from frugalvlm.digest import request_hash
 from frugalvlm.methods import Method
 from frugalvlm.runs import records
 from frugalvlm.runs.costs import prefill_costs
-from frugalvlm.runs.setting import Reporter, Setting, code_of_kit, find_run, write_run
+from frugalvlm.runs.identity import code_hash
+from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
 
 
 def efficiency_run(
@@ -45,7 +46,7 @@ def efficiency_run(
         "attn_implementation": model.config._attn_implementation,
         "device": torch.device(setting.device).type, "threads": torch.get_num_threads(),
     }  # fmt: skip
-    code = code_of_kit()
+    code = code_hash("measure", "runs.costs", "runs.efficiency", *(m for m, _ in methods))
     found = find_run(setting, "efficiency", request, code)
     reporter.start("efficiency", len(methods) + 2)
     if found is not None:

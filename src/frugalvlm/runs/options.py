@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from frugalvlm.papers import KEYS
-from frugalvlm.paths import results_dir
+from frugalvlm.paths import results_places, work_dir
+from frugalvlm.runs.records import clear_left_over
 from frugalvlm.runs.setting import Setting
 
 POCKET_MODEL = "pocket-llava-base"
@@ -51,7 +52,12 @@ class Options:
 
 def folder_of(paper: str, scale: str) -> Path:
     """Where the results of a paper at a scale go."""
-    return results_dir() / scale / paper
+    return work_dir() / scale / paper
+
+
+def folders_of(paper: str, scale: str) -> list[Path]:
+    """Where results of a paper at a scale are looked for: its work folder, then the published."""
+    return [place / scale / paper for place in results_places()]
 
 
 def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -> Setting:
@@ -63,15 +69,22 @@ def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -
         weights: hash of the model's weights.
         beside: folder of another table than the main one, in the paper's own.
     """
-    folders = {paper: folder_of(paper, "pocket") / beside / "records" for paper in KEYS}
+    own, *published = [folder / beside / "records" for folder in folders_of(key, "pocket")]
+    clear_left_over(own)
+    others = [
+        folder / beside / "records"
+        for paper in KEYS
+        if paper != key
+        for folder in folders_of(paper, "pocket")
+    ]
     return Setting(
         scale="pocket",
         model_name=options.model,
         model_hash=weights,
-        folder=folders.pop(key),
+        folder=own,
         n=options.n,
         device=options.device,
         force=options.force,
         since=options.since,
-        others=tuple(folders.values()),
+        others=(*published, *others),
     )

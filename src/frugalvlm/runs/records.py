@@ -1,26 +1,35 @@
 """Run records: one JSON file per run, written atomically, read with checks.
 
-A record is written once, when its run is over, and never edited. Answers that come before the end
-of a run are kept in a log beside it, so a run that was killed continues where it stopped.
+A record is written once, when its run is over, and never edited: it carries a digest of its
+content, and one that does not match is refused. Records that were written before there were digests
+(schema 1) have none and are read as they are. A file that cannot be used is named, with the remedy,
+and left out; the others stand. Answers that come before the end of a run are kept in a log beside
+it, so a run that was killed continues where it stopped.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
+import re
 import subprocess
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import psutil
+from filelock import SoftFileLock, Timeout
 
 from frugalvlm import measure
 from frugalvlm.digest import plain, request_hash
 from frugalvlm.errors import FrugalError
 from frugalvlm.paths import project_root
+from frugalvlm.runs.schema import KINDS, SCHEMA, STATUSES, fault_of
 
 __all__ = [
     "KINDS",
@@ -31,10 +40,12 @@ __all__ = [
     "MixedSettingError",
     "Record",
     "RecordError",
-    "code_hash",
+    "RecordWarning",
+    "clear_left_over",
     "complete",
     "created",
     "find",
+    "from_the_future",
     "latest",
     "method_key",
     "newest_setting",
@@ -47,16 +58,15 @@ __all__ = [
     "select",
     "setting_of",
     "write",
+    "write_bytes",
 ]
 
 Record = dict[str, Any]
 
-SCHEMA = 1
-KINDS = ("accuracy", "efficiency", "blueprint", "attention", "phenomena", "analysis")
-STATUSES = ("complete", "partial", "failed")
-
 # Records that differ in one of these do not belong in one table.
 SETTING = ("scale", "model", "split", "n", "device", "dtype", "attn_implementation")
+# Clocks of two machines differ a little; a record from farther ahead has a wrong time.
+CLOCK_SLACK = timedelta(minutes=5)
 PACKAGES = ("frugalvlm", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
 
 
@@ -64,12 +74,16 @@ class RecordError(FrugalError, ValueError):
     """A record or an answer log that cannot be written or used; the message names the remedy."""
 
 
+class RecordWarning(UserWarning):
+    """A record that is left out or not the newest; says which, why, and the remedy."""
+
+
 class MixedSettingError(FrugalError, ValueError):
     """Records of different settings were given where one table needs one setting."""
 
 
 def write(path: Path, record: Mapping[str, Any]) -> Path:
-    """Write a record so that the file is either absent, the old one, or complete.
+    """Write a record, with its digest, so that the file is absent, the old one, or complete.
 
     NaN and infinity become null: JSON has no name for them.
 
@@ -78,45 +92,74 @@ def write(path: Path, record: Mapping[str, Any]) -> Path:
             left behind then.
     """
     record = plain({"schema": SCHEMA, **record})
-    _check(record, str(path))
+    fault = fault_of(record, json.dumps(record))
+    if fault:
+        raise RecordError(f"{path} would be no usable record ({fault}), so it is not written.")
+    record = {**record, "schema": SCHEMA}
+    record["digest"] = _digest(record)
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_bytes(path, text.encode())
+    return path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is absent, the old one, or complete.
+
+    Raises:
+        RecordError: the disk is full or read-only; nothing is left behind.
+    """
     # In the same folder, because only there renaming is atomic; hidden, so that nobody reads it.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
         raise RecordError(_unwritable(path, error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
-    return path
+        with suppress(OSError):  # it was renamed, or its folder cannot be
+            temporary.unlink()
 
 
 def read_record(path: Path) -> Record:
-    """Read one record.
+    """Read one record; its digest is checked and not part of what is returned.
 
     Raises:
-        RecordError: when the file is damaged or is no record of this kit.
+        RecordError: when the file is damaged, was edited, or is no record of this kit.
     """
+    remedy = f"delete it and run again, or restore it with `git checkout -- {path}`"
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8")
+        record = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8
+        raise RecordError(f"{path} is damaged ({error}): {remedy}.") from error
+    except OSError as error:  # a folder, or a file that may not be read
+        raise RecordError(f"{path} cannot be read ({error.strerror}): {remedy}.") from error
+    fault = fault_of(record, text)
+    if fault:
         raise RecordError(
-            f"{path} is damaged ({error}): delete it and run again, or restore it with "
-            f"`git checkout -- {path}`."
-        ) from error
-    _check(record, str(path))
+            f"{path} is not a usable record ({fault}): {remedy}, or update the kit if a newer "
+            "version wrote it."
+        )
+    told = record.pop("digest", None)
+    if told is None and record["schema"] > 1:
+        raise RecordError(f"{path} has no digest, so nobody can tell what it was: {remedy}.")
+    if told is not None and told != _digest(record):
+        raise RecordError(
+            f"{path} was edited after its run (its content does not match its digest): {remedy}."
+        )
     return record
 
 
 def read_records(
     folder: Path, kind: str | None = None, machine: str | None = None, pattern: str = "*.json"
 ) -> list[Record]:
-    """All records of a folder, oldest first; an absent folder has none.
+    """All usable records of a folder, oldest first; an absent folder has none.
+
+    What cannot be used, and records from the future, are told of once, as a `RecordWarning`.
 
     Args:
         folder: where the records lie, e.g. `results/pocket/visionzip/records`.
@@ -125,17 +168,43 @@ def read_records(
         pattern: only files with such a name.
 
     Raises:
-        RecordError: for a damaged file or an unknown kind.
+        RecordError: for an unknown kind.
     """
     if kind is not None and kind not in KINDS:
         raise RecordError(f"Unknown kind of record '{kind}'. Known: {', '.join(KINDS)}.")
-    records = [read_record(path) for path in sorted(Path(folder).glob(pattern))]
-    wanted = [
-        r
-        for r in records
-        if kind in (None, r["kind"]) and machine in (None, r["provenance"]["machine"])
-    ]
+    wanted = []
+    for path in sorted(Path(folder).glob(pattern)):
+        try:
+            record = read_record(path)
+        except RecordError as error:
+            _tell(f"Left out: {error}")
+            continue
+        if from_the_future(record):
+            _tell(
+                f"{path} is dated {record['provenance']['created']}, in the future, so it counts "
+                "as the oldest: delete it, or correct the clock and run again."
+            )
+        if kind in (None, record["kind"]) and machine in (None, record["provenance"]["machine"]):
+            wanted.append(record)
     return sorted(wanted, key=_created)
+
+
+_told: set[str] = set()
+
+
+def _tell(sentence: str) -> None:
+    """Warn once, however often the same files are read."""
+    if sentence not in _told:
+        _told.add(sentence)
+        warnings.warn(sentence, RecordWarning, stacklevel=3)
+
+
+def _digest(record: Mapping[str, Any]) -> str:
+    return request_hash({k: v for k, v in record.items() if k != "digest"})
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def complete(records: Iterable[Record]) -> list[Record]:
@@ -173,7 +242,19 @@ def latest(records: Iterable[Record]) -> list[Record]:
 
 
 def created(record: Record) -> datetime:
-    """When a record was made, to the second."""
+    """When a record was made, to the second; the beginning of time for one from the future.
+
+    So a wrong clock never makes it the newest.
+    """
+    return datetime.min.replace(tzinfo=UTC) if from_the_future(record) else _dated(record)
+
+
+def from_the_future(record: Record) -> bool:
+    """Whether a record says that it was made after now."""
+    return _dated(record) > datetime.now(UTC) + CLOCK_SLACK
+
+
+def _dated(record: Record) -> datetime:
     made = datetime.fromisoformat(record["provenance"]["created"])
     return made if made.tzinfo else made.replace(tzinfo=UTC)
 
@@ -229,11 +310,13 @@ def find(
 ) -> Record | None:
     """The complete record of this very request, made by the same code on the same machine.
 
+    One dated in the future is none: nobody knows when it was made.
+
     Args:
         folder: where the records lie.
         kind: one of KINDS.
         request: the configuration after defaults.
-        code: `code_hash` of the source that decides the result.
+        code: identity of the code that decides the result.
         model_hash: when given, a record made with other weights does not count.
         data_hash: when given, a record made with other questions does not count.
         machine: default: this machine, with the device that the request names.
@@ -245,7 +328,7 @@ def find(
     for record in reversed(complete(read_records(folder, kind, machine, pattern))):
         made = record["provenance"]
         same = all(v is None or made.get(k) == v for k, v in expected.items())
-        if same and request_hash(record["request"]) == wanted:
+        if same and request_hash(record["request"]) == wanted and not from_the_future(record):
             return record
     return None
 
@@ -257,23 +340,6 @@ def record_name(request: Mapping[str, Any], code: str, machine: str) -> str:
     readable = [str(p) for p in parts if p is not None] or [str(request.get("model", "run"))]
     readable = ["".join(c if c.isalnum() or c in "-_." else "-" for c in p) for p in readable]
     return "--".join([*readable, request_hash([request, code, machine])])
-
-
-def code_hash(paths: Iterable[Path]) -> str:
-    """16 hexadecimal digits of source files; a folder stands for all Python files below it.
-
-    The same on every machine: neither the place of the repository nor the line ends matter.
-
-    Raises:
-        FileNotFoundError: when a path does not exist (a typo must not hash as "no code").
-    """
-    files = {file.resolve() for path in paths for file in _sources(Path(path))}
-    root = Path(os.path.commonpath([f.parent for f in files])) if files else Path()
-    digest = hashlib.sha256()
-    for name, file in sorted((f.relative_to(root).as_posix(), f) for f in files):
-        content = file.read_bytes().replace(b"\r\n", b"\n")
-        digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    return digest.hexdigest()[:16]
 
 
 def provenance(
@@ -308,7 +374,9 @@ class AnswerLog:
     """Answers of a run that is not over yet: JSON lines, a header and then [question id, answer].
 
     A line that was cut off by a kill or a full disk is dropped when reading and overwritten when
-    appending. The log of another request or of other code is refused.
+    appending. The log of another request or of other code is refused. One process writes at a time:
+    from its first `append`, or for as long as a `with` block lasts, it holds a lock file with its
+    id; that of a process that was killed does not count.
     """
 
     def __init__(
@@ -316,6 +384,20 @@ class AnswerLog:
     ) -> None:
         self.path = Path(path)
         self._header = {"request": request_hash(request), "code": code, "model_hash": model_hash}
+        self._end: int | None = None  # where the next line goes; None: look
+        self._lock = SoftFileLock(self.path.with_name(f".{self.path.name}.lock"), timeout=0.3)
+
+    def __enter__(self) -> Self:
+        """Become the one writer.
+
+        Raises:
+            RecordError: another process is, or the folder cannot be written to.
+        """
+        self._hold()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     def read(self) -> dict[str, str | None]:
         """The answers so far by question id; empty without a log. A repeated id: the last one.
@@ -336,34 +418,60 @@ class AnswerLog:
                 f"{self.path} holds the answers of another request, other code or other weights: "
                 "delete it and run again."
             )
+        if any(not isinstance(answer, str | None) for answer in done.values()):
+            raise RecordError(f"{self.path} is damaged: delete it and run again.")
         return done
 
     def append(self, answers: Iterable[tuple[str, str | None]]) -> None:
         """Add answers and make sure that they are on the disk.
 
+        The log is read before the first line is added, and not again unless its size has changed.
+
         Raises:
-            RecordError: as `read`, or when the disk is full or read-only.
+            RecordError: as `read`; another process writes; the disk is full or read-only.
         """
-        self.read()
+        self._hold()
+        if self._end is None or self._size() != self._end:
+            self.read()
+            self._end = sum(len(line) + 1 for line in self._whole_lines())
         lines = [json.dumps(list(pair), ensure_ascii=False) for pair in answers]
-        end = sum(len(line) + 1 for line in self._whole_lines())
-        if end == 0:
+        if self._end == 0:
             lines.insert(0, json.dumps(self._header))
+        added = "".join(line + "\n" for line in lines).encode()
+        end, self._end = self._end, None  # if this fails, look at the file again
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.touch()
             with self.path.open("r+b") as file:
                 file.truncate(end)  # away with half a line, or the next one would be glued to it
                 file.seek(end)
-                file.write("".join(line + "\n" for line in lines).encode())
+                file.write(added)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise RecordError(_unwritable(self.path, error)) from error
+        self._end = end + len(added)
 
     def clear(self) -> None:
         """Remove the log, if there is one."""
         self.path.unlink(missing_ok=True)
+        self._end = None
+
+    def _hold(self) -> None:
+        if self._lock.is_locked:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.acquire(poll_interval=0.05)
+        except Timeout as error:
+            raise RecordError(
+                f"Process {self._lock.pid} answers the same questions and writes {self.path}: wait "
+                "until it is over, or end it, and run again."
+            ) from error
+        except OSError as error:
+            raise RecordError(_unwritable(self.path, error)) from error
+
+    def _size(self) -> int:
+        return self.path.stat().st_size if self.path.is_file() else 0
 
     def _whole_lines(self) -> list[bytes]:
         if not self.path.is_file():
@@ -371,58 +479,21 @@ class AnswerLog:
         return self.path.read_bytes().split(b"\n")[:-1]
 
 
-def _check(record: Any, where: str) -> None:
-    """Refuse what is no record, with a sentence that names the file and the fault."""
-    fault = _fault(record)
-    if fault:
-        raise RecordError(
-            f"{where} is not a usable record ({fault}): delete it and run again, or update the kit "
-            "if a newer version wrote it."
-        )
-
-
-def _fault(record: Any) -> str:
-    if not isinstance(record, dict):
-        return "no JSON object"
-    if record.get("schema") != SCHEMA:
-        return f"schema {record.get('schema')!r}, this kit reads {SCHEMA}"
-    if record.get("kind") not in KINDS or record.get("status") not in STATUSES:
-        return f"kind {record.get('kind')!r}, status {record.get('status')!r}"
-    made = record.get("provenance")
-    if not isinstance(record.get("request"), dict) or not isinstance(made, dict):
-        return "request or provenance missing"
-    if not isinstance(made.get("machine"), str) or not isinstance(made.get("created"), str):
-        return "provenance without machine or time"
-    return _accuracy_fault(record) if record["kind"] == "accuracy" else ""
-
-
-def _accuracy_fault(record: Record) -> str:
-    if record["status"] != "complete":
-        return ""
-    answers, counts = record.get("answers"), record.get("counts")
-    if not isinstance(answers, list) or not isinstance(counts, dict):
-        return "answers or counts missing"
-    ids = [question for question, _ in answers]
-    if len(set(ids)) != len(ids):
-        return f"{len(ids) - len(set(ids))} question ids occur twice"
-    failed = sum(answer is None for _, answer in answers)
-    told = (counts.get("asked"), counts.get("answered"), counts.get("failed"))
-    if told != (len(ids), len(ids) - failed, failed):
-        return f"counts say asked, answered, failed = {told}; the answers say otherwise"
-    return ""
+def clear_left_over(folder: Path) -> None:
+    """Remove the temporary and lock files that killed processes left below a folder."""
+    for path in Path(folder).rglob(".*.tmp"):
+        owner = re.search(r"\.(\d+)\.tmp$", path.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
+            path.unlink(missing_ok=True)
+    for path in Path(folder).rglob(".*.jsonl.lock"):
+        pid = SoftFileLock(path).pid
+        if pid is not None and not psutil.pid_exists(pid):
+            path.unlink(missing_ok=True)
 
 
 def _created(record: Record) -> tuple[datetime, str]:
     # The hash decides between records of one second, so that the order is the same everywhere.
     return created(record), request_hash(record["request"])
-
-
-def _sources(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(path.rglob("*.py"))
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist, so its code cannot be hashed.")
-    return [path]
 
 
 def _unwritable(path: Path, error: OSError) -> str:

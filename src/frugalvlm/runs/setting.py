@@ -12,14 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from frugalvlm import measure
-from frugalvlm.methods import Method
 from frugalvlm.runs import records
-
-CODE_ALWAYS = (
-    "engine", "views.py", "trace.py", "loading.py",
-    "hosts", "methods/base.py", "methods/schedules.py", "benchmarks", "pocket/scenes.py",
-    "pocket/questions.py", "pocket/clips.py", "runs/setting.py", "runs/accuracy.py",
-)  # fmt: skip
 
 
 class Reporter(Protocol):
@@ -50,14 +43,14 @@ class Setting:
         scale: "pocket" or "full".
         model_name: what `load_vlm` was given.
         model_hash: identifies the weights.
-        folder: where records go (`results/SCALE/KEY/records`).
+        folder: where records go (`SCALE/KEY/records` of the work folder).
         split: "dev" to choose anything with, "test" to report.
         n: questions per benchmark.
         device: where the model is.
         force: run again although a complete record exists.
         since: with `force`, records made from this moment on count all the same.
-        others: folders of records that other tables left; one of the same request, code, weights,
-            questions and machine is copied and not made a second time.
+        others: folders of published records and of those that other tables left; one of the same
+            request, code, weights, questions and machine is copied and not made a second time.
         timed: whether times may be measured now. Without it, what measures any is left out.
     """
 
@@ -72,22 +65,6 @@ class Setting:
     since: datetime | None = None
     others: tuple[Path, ...] = ()
     timed: bool = True
-
-
-def code_of(method: Method) -> str:
-    """Hash of the source that decides this method's answers."""
-    return code_hash(type(method).__module__.removeprefix("frugalvlm.").replace(".", "/") + ".py")
-
-
-def code_of_kit() -> str:
-    """Hash of all source that decides a cost."""
-    return code_hash("methods", "measure", "runs/costs.py")
-
-
-def code_hash(*more: str) -> str:
-    """Hash of what decides every answer, and of more source files or folders of the package."""
-    root = Path(__file__).resolve().parents[1]
-    return records.code_hash(root / p for p in (*CODE_ALWAYS, *more))
 
 
 def run_name(setting: Setting, request: dict[str, Any], code: str) -> str:
@@ -105,7 +82,7 @@ def find_run(
         setting: what all runs of the table share; `force`, `since` and `others` say what counts.
         kind: of the record.
         request: the configuration after defaults.
-        code: `code_hash` of the source that decides the result.
+        code: identity of the code that decides the result.
         data_hash: when given, a record made with other questions does not count.
     """
     if setting.force and setting.since is None:

@@ -26,9 +26,10 @@ from frugalvlm.papers import load_paper
 from frugalvlm.report.display import Block, Cell, Table
 from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import answer_cells
+from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, code_hash
+from frugalvlm.runs.setting import Reporter, Setting
 from frugalvlm.studies.base import Study
 
 OPS_PER_S, BYTES_PER_S = 312e12, 1555e9  # an A100 with 40 GB, FP16
@@ -237,7 +238,7 @@ def cost_model(folder: Path) -> list[Record]:
         "contradicting_rows": int((frame["fits"].eq(False) & ~frame["inferred"]).sum()),
     }
     request = {"scale": "blueprint", "model": "the paper's cost model", "analysis": "cost_model"}
-    code = code_hash("studies/aim.py")
+    code = code_hash("studies.aim")
     record = {
         "kind": "analysis", "status": "complete", "request": request,
         "rows": frame.astype(object).where(frame.notna(), None).to_dict("records"),

@@ -45,9 +45,10 @@ from frugalvlm.methods.schedules import at_mean
 from frugalvlm.papers import Paper, load_paper
 from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import answer_cells
+from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, code_hash, find_run, write_run
+from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
 from frugalvlm.studies.base import Study
 from frugalvlm.verdicts.scored import Scored
 from frugalvlm.views import BudgetError, Kept, LayerView
@@ -335,7 +336,7 @@ def _analysis(
         "attn_implementation": model.config._attn_implementation,
         "device": torch.device(setting.device).type, **more,
     }  # fmt: skip
-    code = code_hash("methods/gsearch.py", "studies/gsearch.py")
+    code = code_hash("methods.gsearch", "studies.gsearch")
     found = find_run(setting, "analysis", request, code)
     if found is not None:
         reporter.advance(steps)

@@ -39,9 +39,10 @@ from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import accuracy_run
 from frugalvlm.runs.costs import flops_parts
 from frugalvlm.runs.guides import load_guide
+from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, code_hash, find_run, write_run
+from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
 from frugalvlm.studies.base import Study
 
 BENCHMARKS = ("pocket-textvqa", "pocket-gqa", "pocket-vqav2")  # paper: TextVQA, SEED, RefCOCO
@@ -257,7 +258,7 @@ def _told(
 ) -> Record:  # fmt: skip
     """An accuracy record of answers that were given before, in the setting of another record."""
     request = {**source["request"], "method": described, "budget": tokens["requested"]}
-    code = code_hash("methods/sgl.py", "studies/sgl.py")
+    code = code_hash("methods.sgl", "studies.sgl")
     found = find_run(setting, "accuracy", request, code, batches.data_hash)
     if found is not None:
         return found
@@ -393,7 +394,7 @@ def _analysis(
         "n": setting.n, "device": torch.device(setting.device).type, "analysis": name,
         "method": method.describe(), **more,
     }  # fmt: skip
-    code = code_hash("methods/sgl.py", "studies/sgl.py", "measure")
+    code = code_hash("methods.sgl", "studies.sgl", "measure")
     reporter.start(f"sgl: {name}", steps)
     found = find_run(setting, "analysis", request, code)
     if found is not None:

@@ -25,7 +25,7 @@ from typing import Any
 
 from frugalvlm.formats import NONE_PRINTED
 from frugalvlm.papers import SCALES, Claim, Paper, load_paper
-from frugalvlm.paths import results_dir
+from frugalvlm.paths import work_dir
 from frugalvlm.runs.records import Record, newest_setting, read_records, select
 from frugalvlm.verdicts.evidence import Evidence, Measured, MissingEvidence
 from frugalvlm.verdicts.guard import Guard
@@ -111,10 +111,10 @@ def all_verdicts(
         paper: whose claims.
         records: of the paper's own folder.
         scale: "pocket", "blueprint" or "full".
-        results: the folder of results; default: `results_dir()`.
+        results: the folder of results; default: the work folder.
     """
     found = verdicts(paper, records, scale)
-    for folder in sorted(((results or results_dir()) / scale / paper.key).glob("*/records")):
+    for folder in sorted(((results or work_dir()) / scale / paper.key).glob("*/records")):
         made = newest_setting(read_records(folder))
         other = {v.claim.id: v for v in verdicts(paper, made, scale) if v.value is not None}
         found = [v if v.value is not None else other.get(v.claim.id, v) for v in found]

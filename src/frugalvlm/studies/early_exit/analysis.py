@@ -38,9 +38,10 @@ from frugalvlm.engine.exits import Reader
 from frugalvlm.methods import EarlyExit
 from frugalvlm.methods.early_exit import Gate, KVCopy
 from frugalvlm.runs import records
+from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, code_hash, find_run, write_run
+from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
 from frugalvlm.studies.early_exit.readings import (
     PARTS,
     Answered,
@@ -108,7 +109,7 @@ def run(
     sources = make_sources(model, processor, setting.split, items, setting.device)
     data_hash = request_hash([[source.name, source.rows] for source in sources])
     code = code_hash(
-        "methods/early_exit.py", "studies/early_exit/analysis.py", "studies/early_exit/readings.py",
+        "methods.early_exit", "studies.early_exit.analysis", "studies.early_exit.readings",
         "measure",
     )  # fmt: skip
     shared = {

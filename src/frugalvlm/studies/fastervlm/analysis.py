@@ -33,9 +33,10 @@ from frugalvlm.hosts import Host, host_for
 from frugalvlm.hosts.base import encoder_layers
 from frugalvlm.runs import records
 from frugalvlm.runs.attention import eager_attention
+from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, code_hash, find_run, write_run
+from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
 
 PROMPTS = 100  # at most; the paper takes 1000
 DISPERSION_LAYER = 1  # of the decoder, from 0
@@ -59,7 +60,7 @@ def run(
         "dtype": str(model.dtype).removeprefix("torch."), "attn_implementation": "eager",
         "device": torch.device(setting.device).type,
     }  # fmt: skip
-    code = code_hash("studies/fastervlm/analysis.py")
+    code = code_hash("studies.fastervlm.analysis")
     found = find_run(setting, "analysis", request, code)
     reporter.start("attention shift and dispersion", prompts)
     if found is not None:
