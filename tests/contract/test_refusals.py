@@ -149,15 +149,13 @@ def test_text_only_prompts_pass_through(key, host):
             assert torch.equal(model.generate(**text, max_new_tokens=3, do_sample=False), said)
             assert trace.tokens_per_layer == []
             model(**prompt(host))
-            if key != "vanilla":
-                assert trace.tokens_per_layer
-                assert trace.calls == 3
+            assert trace.tokens_per_layer
+            assert trace.calls == 3
             model(**text)
             assert trace.tokens_per_layer == []
-            if key != "vanilla":
-                for name in ("kept", "merged", "mean_tokens"):
-                    with pytest.raises(ValueError, match="no image"):
-                        getattr(trace, name)
+            for name in ("kept", "merged", "mean_tokens"):
+                with pytest.raises(ValueError, match="no image"):
+                    getattr(trace, name)
 
 
 @pytest.mark.parametrize(("key", "host"), EVERY)

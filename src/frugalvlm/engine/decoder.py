@@ -7,6 +7,7 @@ sequence with some keys hidden). On the way out hidden states return to their pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from frugalvlm.engine.calls import cache_left_by, cache_of
 from frugalvlm.engine.encoder import origins, shortened
-from frugalvlm.engine.state import Call, Memory, State, memory_of, remember
+from frugalvlm.engine.memory import Memory, memory_of, remember, serve
+from frugalvlm.engine.state import Call, State
 from frugalvlm.engine.subset import (
     Subset,
     compose,
@@ -37,14 +40,15 @@ class DecoderHooks:
 
     def enter(self, module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
         """The decoder starts: shorten the prompt, or the mask of a later step."""
-        state, call, cache = self.state, self.state.call, kwargs.get("past_key_values")
+        state, call, cache = self.state, self.state.call, cache_of(kwargs)
+        serve(cache)
         if not call.images:
             call.memory = memory_of(cache)
             if call.memory is not None:
                 return args, later_step(state, call.memory, kwargs)
             if cache is None or cache.get_seq_length() == 0:
                 for entry in state.entries:
-                    entry.trace.note_prompt()
+                    entry.note_prompt(call)
             return None
         if state.cut_at and module.training and getattr(module, "gradient_checkpointing", False):
             raise UnsupportedError(
@@ -67,7 +71,7 @@ class DecoderHooks:
         merged = call.answer.merged_into if call.answer else None
         stands_for = origins(state.host, call)
         for entry in state.entries:
-            entry.trace.note_prompt(call.counts, call.crops, stands_for, merged)
+            entry.note_prompt(call, call.counts, stands_for, merged)
         return args, kwargs
 
     def see_attention_inputs(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
@@ -107,18 +111,28 @@ class DecoderHooks:
         """The decoder is done: remember the cuts on the cache, restore the prompt's shape."""
         call, memory = self.state.call, self.state.call.memory
         self.state.now.call = Call()
+        serve(None)
         if memory is None or not call.prefill:
             return output
         touched = memory.cuts or memory.hidden or memory.stream is not None
-        if output.past_key_values is not None and touched:
-            remember(output.past_key_values, memory)
-        hidden = output.last_hidden_state
-        if memory.cuts:
-            hidden = memory.cuts[max(memory.cuts)].spread(hidden)
-        if memory.stream is not None:
-            hidden = memory.stream.spread(hidden)
-        output.last_hidden_state = hidden
+        cache = cache_left_by(output)
+        if cache is not None and touched:
+            remember(cache, memory)
+        output.last_hidden_state = _spread(memory, output.last_hidden_state, math.inf)
+        if output.get("hidden_states") is not None:  # of the embeddings, then of every layer
+            output.hidden_states = tuple(
+                None if hidden is None else _spread(memory, hidden, place - 1)
+                for place, hidden in enumerate(output.hidden_states)
+            )
         return output
+
+
+def _spread(memory: Memory, hidden: Tensor, layer: float) -> Tensor:
+    """What left a layer, back at the positions of the prompt."""
+    cuts = [first for first in memory.cuts if first <= layer]
+    if cuts:
+        hidden = memory.cuts[max(cuts)].spread(hidden)
+    return hidden if memory.stream is None else memory.stream.spread(hidden)
 
 
 def later_step(state: State, memory: Memory, kwargs: dict) -> dict:
@@ -127,7 +141,7 @@ def later_step(state: State, memory: Memory, kwargs: dict) -> dict:
     Raises:
         UnsupportedError: for a cache, or a mask, that is not what the prompt left.
     """
-    cache, kwargs = kwargs["past_key_values"], dict(kwargs)
+    cache, kwargs = cache_of(kwargs), dict(kwargs)
     past, batch = cache.get_seq_length(), len(kwargs["inputs_embeds"])
     _check_cache(state.cut_at, memory, cache, past, batch)
     stream = memory.stream
@@ -215,7 +229,7 @@ def cut(state: State, layer: int, hidden: Tensor) -> Tensor:
             decisions[layer] = kept
     call.attention_inputs, call.raw_keys = {}, None
     for entry in state.entries:
-        entry.trace.note_cut(layer, kept, method.masks_only)
+        entry.note_cut(call, layer, kept, method.masks_only)
     if kept.counts == call.counts and kept.values is None:
         return hidden
     return _apply(call, memory, method, layer, kept, hidden, rows, before, real)
@@ -292,7 +306,8 @@ def _text(call: Call) -> Text:
     if not memory.cuts:
         return call.text
     landing = memory.cuts[max(memory.cuts)].landing
-    return replace(call.text, index=landing.gather(1, call.text.index))
+    # What fills up the rows of fewer words may be gone, and would land in front of the sequence.
+    return replace(call.text, index=landing.gather(1, call.text.index).clamp(min=0))
 
 
 def _text_of_stream(call: Call) -> Text:

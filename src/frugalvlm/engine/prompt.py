@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
+from typing import Any
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from frugalvlm.engine.calls import arguments_of, cache_of
 from frugalvlm.engine.state import Call, State
-from frugalvlm.hosts.base import FamilyModule
+from frugalvlm.hosts.base import FamilyModule, ImageLayout
 from frugalvlm.methods.base import FrameReducer
 from frugalvlm.views import UnsupportedError
 
@@ -20,31 +21,30 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
     Raises:
         UnsupportedError: for a call that the methods cannot serve.
     """
+    if module is not state.host.inner:
+        raise UnsupportedError(
+            "This is a replica of the model (torch.nn.DataParallel); put the method on the model "
+            "itself and run that, one process per GPU."
+        )
     call = state.now.call = Call()
-    if args:
-        kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    kwargs = arguments_of(module, args, kwargs)
     pixels, clips = kwargs.get("pixel_values"), kwargs.get("pixel_values_videos")
     features = kwargs.get("mm_encoder_outputs") or {}
     if all(x is None for x in (pixels, clips, features.get("image"), features.get("video"))):
         return
     call.clips = pixels is None and clips is not None
     if state.encoder is not None and pixels is None and not reduces_frames(state):
-        raise UnsupportedError(
-            f"{state.encoder.key} works inside the vision tower: pass pixel_values, not "
-            "features computed before, and no video (its frames are pooled behind the "
-            "projector; methods that cut inside the decoder or merge frames take videos)."
-        )
-    cache = kwargs.get("past_key_values")
+        raise UnsupportedError(_without_pixels(state))
+    cache = cache_of(kwargs)
     if cache is not None and cache.is_compileable:
         raise UnsupportedError(
             "A static cache keeps room for every token, so nothing would be saved; use the "
             "default dynamic cache."
         )
-    if not isinstance(kwargs.get("attention_mask"), Tensor | None):
-        raise UnsupportedError("Pass the attention mask as a 2-D or 4-D tensor.")
     if cache is not None and cache.get_seq_length() > 0:
         raise UnsupportedError(
-            "An image behind an existing cache is not supported: pass the whole conversation."
+            "Pictures came together with a filled cache: where it holds them already, leave "
+            "pixel_values out; for a new picture pass the whole conversation and no cache."
         )
     for name in ("vision_feature_layer", "vision_feature_select_strategy"):
         if kwargs.get(name) not in (None, getattr(state.host.model.config, name)):
@@ -56,6 +56,12 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
         raise UnsupportedError(
             "Several images in one prompt together with beams or several returned sequences "
             "are not supported; repeat the prompt in the batch instead."
+        )
+    if state.now.copies > 1 and pixels is not None and len(pixels) != len(rows):
+        raise UnsupportedError(
+            f"{len(pixels)} rows of pixel_values stand for {len(rows)} pictures, so beams or "
+            "several returned sequences would mix them up: pass one row per picture, as the "
+            "processor returns them."
         )
 
 
@@ -78,9 +84,91 @@ def _see_prompt(
             "placeholders= to on()."
         )
     placeholders = state.host.placeholders(ids)
-    mask = kwargs.get("attention_mask")
+    mask = _checked(kwargs.get("attention_mask"), ids)
     if mask is None or mask.ndim != 2:
         mask = torch.ones_like(ids)
     real = mask.to(ids.device) != 0
     placeholders, real = torch.stack([placeholders, real]).cpu()
+    for row, hidden in enumerate((placeholders & ~real).sum(1).tolist()):
+        if hidden:
+            raise UnsupportedError(
+                f"The attention mask hides {hidden} visual tokens of prompt {row}: only padding "
+                "may be hidden, so mask no part of a picture."
+            )
+    if not real.any(1).all():
+        raise UnsupportedError(
+            "The attention mask hides a whole prompt of the batch; leave that row out."
+        )
     return placeholders, real
+
+
+def _checked(mask: Any, ids: Tensor) -> Tensor | None:
+    """A mask that fits the prompt.
+
+    Raises:
+        UnsupportedError: for one that does not.
+    """
+    batch, length = ids.shape
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        raise UnsupportedError("Pass the attention mask as a 2-D or 4-D tensor.")
+    fits = mask.shape == ids.shape if mask.ndim == 2 else mask.shape[2:] == (length, length)
+    if not fits or mask.shape[0] not in (1, batch):
+        raise UnsupportedError(
+            f"The attention mask has the shape {list(mask.shape)}, but the prompt needs "
+            f"{[batch, length]} or {[batch, 1, length, length]}; pass the processor's own."
+        )
+    return mask
+
+
+def _without_pixels(state: State) -> str:
+    assert state.encoder is not None
+    if state.call.clips:
+        return (
+            f"{state.encoder.key} works inside the vision tower and takes no video, whose frames "
+            "are pooled behind the projector: pass pixel_values, or use a method that cuts inside "
+            "the decoder or merges frames."
+        )
+    looked_up = "" if state.now.decisions is not None else (
+        " A model.generate that was looked up before the block computes them itself: look it up "
+        "inside the block."
+    )  # fmt: skip
+    return (
+        f"{state.encoder.key} works inside the vision tower: pass pixel_values, not features "
+        f"computed before.{looked_up}"
+    )
+
+
+def watch(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None:
+    """The untouched model starts: tell the traces of its prompt, and refuse nothing."""
+    call = state.now.call = Call()
+    kwargs = arguments_of(module, args, kwargs)
+    cache = cache_of(kwargs)
+    if cache is not None and cache.get_seq_length() > 0:
+        return
+    call.images = _images(state, kwargs)
+    host, images = state.host, call.images
+    counts = tuple(len(image.slots) for image in images)
+    for entry in state.entries:
+        entry.note_prompt(call, counts, lambda: [host.origin(image) for image in images])
+
+
+def _images(state: State, kwargs: dict) -> list[ImageLayout]:
+    """The images of an untouched model's prompt; none where nothing tells."""
+    features = kwargs.get("mm_encoder_outputs") or {}
+    shown = (kwargs.get("pixel_values"), kwargs.get("pixel_values_videos"), *features.values())
+    if all(x is None for x in shown):
+        return []
+    given = [e.placeholders for e in state.entries if e.placeholders is not None]
+    ids, copies = kwargs.get("input_ids"), state.now.copies
+    if given:
+        placeholders = given[-1]
+    elif ids is None or ids.is_meta:
+        return []
+    else:
+        placeholders = state.host.placeholders(ids[::copies]).cpu()
+    try:
+        return state.host.images(placeholders, state.now.described or kwargs)
+    except UnsupportedError:  # features that were computed before, without the pictures' sizes
+        return []

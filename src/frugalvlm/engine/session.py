@@ -7,14 +7,14 @@ prompt positions, so callers see the shapes they know; a token that is gone show
 last surviving token before it, which is what predicts the next token.
 
 During decoding the caller's mask still has prompt length; hooks select the surviving columns. What
-was cut is remembered on the cache object (state.py), so several generations can be under way, and a
-copy of a cache knows as much as the original.
+was cut is remembered on the cache object (memory.py), so several generations can be under way, and
+a copy of a cache knows as much as the original.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,47 +22,77 @@ from weakref import WeakKeyDictionary
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from frugalvlm.engine.blocks import block
+from frugalvlm.engine.calls import check_release
 from frugalvlm.engine.decoder import DecoderHooks
 from frugalvlm.engine.encoder import EncoderHooks
-from frugalvlm.engine.generation import generate
-from frugalvlm.engine.prompt import enter
+from frugalvlm.engine.generation import Entrance, as_it_is, generate, watched
+from frugalvlm.engine.memory import serve
+from frugalvlm.engine.prompt import enter, watch
 from frugalvlm.engine.state import Call, Entry, State
+from frugalvlm.engine.threads import Crew
 from frugalvlm.hosts import Host, host_for
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
 from frugalvlm.operators import operates
 from frugalvlm.trace import Trace
 from frugalvlm.views import UnsupportedError
 
-_SESSIONS: WeakKeyDictionary[PreTrainedModel, Session] = WeakKeyDictionary()
+_SESSIONS: WeakKeyDictionary[PreTrainedModel, list[Session]] = WeakKeyDictionary()
+_LOCK = threading.RLock()
 
 
 @operates(Method)
-@contextmanager
+@block
 def operate(
     method: Method, model: PreTrainedModel, placeholders: Tensor | None = None
 ) -> Iterator[Trace]:
-    """Run a model with a method; see `Method.on`."""
+    """Run a model with a method; see `Method.on`.
+
+    Raises:
+        UnsupportedError: for a model, or a place in the program, that cannot be served.
+    """
+    check_release()
     host = host_for(model)
     method.check(host.shape)
     entry = Entry(method, Trace(host.shape.grid, host.shape.decoder_layers), placeholders)
-    session = _SESSIONS.setdefault(model, Session(host))
+    session = _session_here(host)
     try:
         session.put_on(entry)
         yield entry.trace
     finally:
         session.take_off(entry)
-        if not session.state.entries:
-            _SESSIONS.pop(model, None)
+
+
+def _session_here(host: Host) -> Session:
+    """The running thread's session of a model: blocks inside each other share one."""
+    with _LOCK:
+        open_ones = _SESSIONS.setdefault(host.model, [])
+        for session in open_ones:
+            if session.crew.here():
+                if session.crew.opener is threading.current_thread():
+                    return session
+                raise UnsupportedError(
+                    "This thread was started inside a block on this model and belongs to it: open "
+                    "further blocks in the thread that opened that one."
+                )
+        session = Session(host)
+        open_ones.append(session)
+        return session
 
 
 class Session:
-    """All methods that are on one model, and the hooks that serve them."""
+    """The methods that one thread has put on one model, and the hooks that serve them.
+
+    Hooks see the passes of the session's own threads only; the model's other users are untouched.
+    """
 
     def __init__(self, host: Host) -> None:
         self.host = host
         self.state = State(host)
+        self.crew = Crew()
         self.handles: list[Any] = []
-        self.own_generate: Callable | None = None  # one that was set on this very model before
+        self.crew.open()
+        Entrance.open(host.model, self.crew, as_it_is)
 
     def put_on(self, entry: Entry) -> None:
         """One more method.
@@ -79,24 +109,36 @@ class Session:
                 )
             self.host.feature_attention  # noqa: B018 - raises where there is no such layer
         if isinstance(method, LayerReducer):
+            self.host.check_decoder()
             _check_cuts(method, self.state.cut_at, total)
         self.state.entries.append(entry)
         self._rehook()
 
     def take_off(self, entry: Entry) -> None:
-        """One method less."""
-        self.state.entries = [e for e in self.state.entries if e is not entry]
-        self.state.now.call = Call()
-        self._rehook()
+        """One method less, once no other thread of the block generates any more."""
+        try:
+            self.crew.wait()
+        finally:
+            state = self.state
+            state.entries = [e for e in state.entries if e is not entry]
+            state.now.call = Call()
+            serve(None)
+            self._rehook()
+            if not state.entries:
+                self._close()
+
+    def _close(self) -> None:
+        Entrance.close(self.host.model, self.crew)
+        self.crew.close()
+        with _LOCK:
+            others = [s for s in _SESSIONS[self.host.model] if s is not self]
+            _SESSIONS[self.host.model] = others
+            if not others:
+                del _SESSIONS[self.host.model]
 
     def _rehook(self) -> None:
-        host, state = self.host, self.state
+        state, total = self.state, self.host.shape.decoder_layers
         methods = [entry.method for entry in state.entries]
-        total = host.shape.decoder_layers
-        if self.handles:
-            host.model.__dict__.pop("generate", None)
-            if self.own_generate is not None:
-                host.model.generate = self.own_generate
         for handle in self.handles:
             handle.remove()
         self.handles = []
@@ -104,11 +146,13 @@ class Session:
         state.cut_at = {
             i: m for m in methods if isinstance(m, LayerReducer) for i in m.layers(total)
         }
-        if state.encoder is None and not state.cut_at:
-            return
-        self._hook_model()
-        self.own_generate = host.model.__dict__.get("generate")
-        host.model.generate = self._generate
+        acts = state.encoder is not None or state.cut_at
+        if acts:
+            self._hook_model()
+        elif methods:
+            self._before(self.host.inner, partial(watch, state))
+        runner = partial(generate if acts else watched, state)
+        Entrance.open(self.host.model, self.crew, runner)
 
     def _hook_model(self) -> None:
         host, state = self.host, self.state
@@ -132,13 +176,15 @@ class Session:
         self._after(host.language_model, decoder.leave)
 
     def _before(self, module: nn.Module, hook: Callable) -> None:
+        hook = self._of_the_crew(hook)
         self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     def _after(self, module: nn.Module, hook: Callable) -> None:
-        self.handles.append(module.register_forward_hook(hook))
+        self.handles.append(module.register_forward_hook(self._of_the_crew(hook)))
 
-    def _generate(self, *args: Any, **kwargs: Any) -> Any:
-        return generate(self.state, self.own_generate, args, kwargs)
+    def _of_the_crew(self, hook: Callable) -> Callable:
+        here = self.crew.here
+        return lambda *args: hook(*args) if here() else None
 
 
 def _check_cuts(method: LayerReducer, cut_at: dict[int, LayerReducer], total: int) -> None:

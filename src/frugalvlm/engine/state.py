@@ -1,4 +1,4 @@
-"""What the engine remembers: of a prompt (on its cache), of one forward pass, of one session.
+"""What the engine knows of one forward pass and of one session; see memory.py for caches.
 
 Coordinates: *prompt* positions are those of the caller's input. An encoder reducer turns the prompt
 into a shorter *stream* (what the decoder's first layer reads). Before layer k a layer reducer
@@ -7,52 +7,48 @@ picks a subset of the stream.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from frugalvlm.engine.subset import Subset
+from frugalvlm.engine.memory import Memory
 from frugalvlm.hosts import Host
 from frugalvlm.hosts.base import ImageLayout
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
 from frugalvlm.trace import Trace
 from frugalvlm.views import Kept, Reduced, Text
 
-_MEMORY = "_frugalvlm_memory"  # where a cache keeps what was cut from its prompt
 
-
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Entry:
     """One method that is on."""
 
     method: Method
     trace: Trace
     placeholders: Tensor | None
+    _newest: object = None  # the call whose prompt the trace tells of; threads may take turns
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def note_prompt(
+        self,
+        call: Call,
+        counts: tuple[int, ...] = (),
+        origins: Callable[[], list[list[int]]] = list,
+        merged_into: Tensor | None = None,
+    ) -> None:
+        """A new prompt: tokens of each image; none without images."""
+        with self._lock:
+            self._newest = call.mark
+            self.trace.note_prompt(counts, call.crops, origins, merged_into)
 
-@dataclass
-class Memory:
-    """What was cut out of one prompt; lives as long as its cache.
-
-    Attributes:
-        prompt_length: of the caller's input.
-        stream: what of the prompt the decoder's first layer read; None: all of it.
-        removed: [batch, 1] visual tokens missing in the stream.
-        cuts: subsets of the stream, by the first layer that reads them.
-        hidden: [batch, stream] tokens that masks hide, by the first layer that does not see them.
-    """
-
-    prompt_length: int
-    stream: Subset | None = None
-    removed: Tensor | None = None
-    cuts: dict[int, Subset] = field(default_factory=dict)
-    hidden: dict[int, Tensor] = field(default_factory=dict)
-
-    @property
-    def stream_length(self) -> int:
-        """Tokens that the decoder's first layer read."""
-        return self.prompt_length if self.stream is None else self.stream.columns.shape[1]
+    def note_cut(self, call: Call, layer: int, kept: Kept, hidden: bool) -> None:
+        """A cut of that prompt, unless another thread has brought a newer one."""
+        with self._lock:
+            if self._newest is call.mark:
+                self.trace.note_cut(layer, kept, hidden)
 
 
 @dataclass
@@ -83,6 +79,7 @@ class Call:
     attention_inputs: dict[str, Any] = field(default_factory=dict)  # of the layer before a cut
     raw_keys: Tensor | None = None  # its key projection
     layer_kwargs: dict[int, dict[str, Any]] = field(default_factory=dict)  # by first layer
+    mark: object = field(default_factory=object)  # tells calls apart, and keeps none of them alive
 
     @property
     def crops(self) -> tuple[int, ...]:
@@ -90,14 +87,16 @@ class Call:
         return tuple(len(image.crops) for image in self.images)
 
 
-class Now:
-    """What is under way.
+class Now(threading.local):
+    """What is under way in the running thread.
 
     Attributes:
         call: the forward pass.
         decisions: inside `generate`, what was kept, by layer: taken once; None outside it.
         copies: sequences per prompt inside `generate`.
         surplus: tokens that `generate` hands over although the cache holds them.
+        described: what describes the pictures, where `generate` of the untouched model, which
+            runs the tower by itself, does not pass it on.
     """
 
     def __init__(self) -> None:
@@ -105,6 +104,7 @@ class Now:
         self.decisions: dict[int, Kept] | None = None
         self.copies = 1
         self.surplus = 0
+        self.described: dict[str, Any] | None = None
 
 
 class State:
@@ -129,13 +129,3 @@ class State:
     def call(self) -> Call:
         """The forward pass that is under way."""
         return self.now.call
-
-
-def memory_of(cache: Any) -> Memory | None:
-    """What was cut from the prompt that filled a cache."""
-    return getattr(cache, _MEMORY, None)
-
-
-def remember(cache: Any, memory: Memory) -> None:
-    """Keep it on the cache: a copy of the cache then knows as much as the original."""
-    setattr(cache, _MEMORY, memory)
