@@ -48,6 +48,7 @@ def looking_ahead(
     """
     host = host_for(model)
     method.check(host.shape)
+    host.check_decoder()
     layers = host.language_model.layers
     now = _Now()
 
