@@ -93,19 +93,52 @@ def test_a_model_with_adapters_is_unwrapped(key):
     assert fingerprint_of(model) == before
 
 
-def compiled(model):
+def whole_model(model):
     return torch.compile(model, backend="eager")
 
 
-def compiled_in_place(model):
-    model.model.language_model.layers[1].compile(backend="eager")
+def layers_in_place(model):
+    for layer in model.model.language_model.layers:
+        layer.compile(backend="eager")
     return model
+
+
+def wrapped_layers(model):
+    layers = model.model.language_model.layers
+    for place, layer in enumerate(layers):
+        layers[place] = torch.compile(layer, backend="eager")
+    return model
+
+
+@pytest.mark.parametrize(
+    ("compiled", "key"),
+    [
+        (whole_model, "visionzip"), (whole_model, "fastv"), (whole_model, "early_exit"),
+        (layers_in_place, "fastv"), (wrapped_layers, "early_exit"),
+    ],
+)  # fmt: skip
+def test_compiled_models_work_and_stay_compiled(compiled, key):
+    """Also where the code was made before the block, or is made by its first pass."""
+    model, inputs = build("llava_clip"), prompt("llava_clip", dtype=torch.float32)
+    enliven(model, 5)
+    settings = {"max_new_tokens": 3, "do_sample": False}
+    with make(key).on(model), torch.no_grad():
+        logits, said = model(**inputs).logits, model.generate(**inputs, **settings)
+    plain = model(**inputs).logits
+    ready = compiled(model)
+    with make(key).on(ready), torch.no_grad():
+        assert torch.equal(ready(**inputs).logits, logits)
+        assert torch.equal(model.generate(**inputs, **settings), said)
+    with torch.no_grad():
+        torch.testing.assert_close(ready(**inputs).logits, plain)
+    with make(key).on(model), torch.no_grad():
+        assert torch.equal(ready(**inputs).logits, logits)
+    assert "generate" not in model.__dict__
+    torch._dynamo.reset()
 
 
 WRAPPERS = {
     "the inner model": (lambda model: model.model, "without an output layer"),
-    "torch.compile": (compiled, "as it was loaded"),
-    "a layer compiled in place": (compiled_in_place, "layers.1"),
     "DataParallel": (nn.DataParallel, r"put the method on its \.module"),
 }
 
@@ -116,13 +149,11 @@ def test_other_wrappers_are_refused_and_break_nothing(wrapper, key):
     model, inputs = build("llava_clip"), prompt("llava_clip", dtype=torch.float32)
     said = model.generate(**inputs, max_new_tokens=2, do_sample=False)
     wrap, reason = WRAPPERS[wrapper]
-    wrapped = wrap(model)
     if key == "early_exit" and wrapper == "the inner model":
         reason = "language model whose decoder"
-    with pytest.raises(UnsupportedError, match=reason), make(key).on(wrapped):
+    with pytest.raises(UnsupportedError, match=reason), make(key).on(wrap(model)):
         pass
-    if wrapper != "a layer compiled in place":
-        assert torch.equal(model.generate(**inputs, max_new_tokens=2, do_sample=False), said)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=2, do_sample=False), said)
 
 
 @pytest.mark.parametrize(("key", "host"), [pair for pair in EVERY if pair[1] == "llava_clip"])

@@ -4,6 +4,9 @@ A server's other threads see the untouched model, or have blocks of their own. A
 an answer, or a task that is handed to a pool, belongs to the block in which it was started. Python
 (before 3.14) does not tell who started a thread; while blocks are open, `Thread.start` and
 `ThreadPoolExecutor.submit` therefore note it, as tracing libraries do to carry their context along.
+
+Code that `torch.compile` made does not run hooks as they come, and says nothing. While blocks are
+open, compiled models therefore run as they are written.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
+import torch
+
 _LOCK = threading.RLock()
 _OPEN: list[Crew] = []
+_EAGER = ExitStack()  # what the first block to open does to compiled code, and the last one undoes
 _START, _SUBMIT = threading.Thread.start, ThreadPoolExecutor.submit
 _HERE = threading.local()  # `hiring`: this thread is inside `submit`, which may start workers
 
@@ -73,6 +79,7 @@ class Crew:
         """Begin to note which threads the members start."""
         with _LOCK:
             if not _OPEN:
+                _EAGER.enter_context(torch.compiler.set_stance("force_eager"))
                 threading.Thread.start = _start  # type: ignore[method-assign,assignment]
                 ThreadPoolExecutor.submit = _submit  # type: ignore[method-assign,assignment]
             _OPEN.append(self)
@@ -82,6 +89,7 @@ class Crew:
         with _LOCK:
             _OPEN.remove(self)
             if not _OPEN:
+                _EAGER.close()
                 threading.Thread.start = _START  # type: ignore[method-assign]
                 ThreadPoolExecutor.submit = _SUBMIT  # type: ignore[method-assign]
 

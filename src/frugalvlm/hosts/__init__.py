@@ -22,7 +22,7 @@ def host_for(model: Any) -> Host:
 
     Raises:
         UnsupportedError: for a family that no host knows; the message lists the known ones. Also
-            for what is no whole model: compiled, replicated, or without its output layer.
+            for what is no whole model: replicated, or without its output layer.
     """
     model = whole(model)
     family = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -40,11 +40,15 @@ def host_for(model: Any) -> Host:
 
 
 def whole(model: Any) -> Any:
-    """The model itself, out of a `peft.PeftModel`, whose adapters live in its very modules.
+    """The model itself, out of `torch.compile` or a `peft.PeftModel`.
+
+    Adapters live in the model's very modules; compiled models run as they are written in a block.
 
     Raises:
-        UnsupportedError: for other wrappers, and for compiled modules.
+        UnsupportedError: for wrappers that copy the model.
     """
+    while isinstance(model, nn.Module) and isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        model = model._orig_mod
     if hasattr(model, "get_base_model"):
         model = model.get_base_model()
     if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -52,15 +56,4 @@ def whole(model: Any) -> Any:
             f"This is a {type(model).__name__} around the model; put the method on its .module and "
             "run that, one process per device."
         )
-    modules = model.named_modules() if isinstance(model, nn.Module) else ()
-    compiled = next((name or "model" for name, part in modules if _is_compiled(part)), None)
-    if compiled is not None:
-        raise UnsupportedError(
-            f"'{compiled}' is compiled (torch.compile), and compiled code does not run hooks as "
-            "they come; put the method on the model as it was loaded."
-        )
     return model
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
