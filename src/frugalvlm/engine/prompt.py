@@ -89,17 +89,24 @@ def _see_prompt(
         mask = torch.ones_like(ids)
     real = mask.to(ids.device) != 0
     placeholders, real = torch.stack([placeholders, real]).cpu()
+    _check_shown(placeholders, real)
+    return placeholders, real
+
+
+def _check_shown(
+    placeholders: Bool[Tensor, "batch length"], real: Bool[Tensor, "batch length"]
+) -> None:
+    """A mask may hide padding only."""
+    if not real.any(1).all():
+        raise UnsupportedError(
+            "The attention mask hides a whole prompt of the batch; leave that row out."
+        )
     for row, hidden in enumerate((placeholders & ~real).sum(1).tolist()):
         if hidden:
             raise UnsupportedError(
                 f"The attention mask hides {hidden} visual tokens of prompt {row}: only padding "
                 "may be hidden, so mask no part of a picture."
             )
-    if not real.any(1).all():
-        raise UnsupportedError(
-            "The attention mask hides a whole prompt of the batch; leave that row out."
-        )
-    return placeholders, real
 
 
 def _checked(mask: Any, ids: Tensor) -> Tensor | None:
