@@ -137,3 +137,21 @@ def test_several_cuts_compose(host):
             torch.testing.assert_close(
                 torch.stack(together.logits, 1)[index], torch.stack(alone.logits, 1)[0], **CLOSE_32
             )
+
+
+# Left-padded rows that are the longest after a cut, with fewer words behind their picture than
+# others: what fills up their list of words is gone by then.
+FEWER_WORDS = [[1, Picture(1, 16, 48), 9], [12, Picture(2, 48, 48), 2]]
+
+
+@pytest.mark.parametrize("rows", [FEWER_WORDS, FEWER_WORDS[::-1]], ids=["first", "last"])
+@pytest.mark.parametrize(("key", "host"), PAIRS)
+def test_rows_with_few_words_that_end_up_the_longest(key, host, rows):
+    model, method = model_for(host), make(key)
+    with method.on(model), torch.no_grad():
+        together = model.generate(**prompt(host, rows), max_new_tokens=3, do_sample=False)
+        alone = [
+            model.generate(**prompt(host, [row]), max_new_tokens=3, do_sample=False)[0, -3:]
+            for row in rows
+        ]
+    assert together[:, -3:].tolist() == torch.stack(alone).tolist()

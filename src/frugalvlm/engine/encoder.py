@@ -177,9 +177,11 @@ def _shorten_prompt(
     for image, tokens in zip(call.images, features, strict=True):
         gone = len(image.slots) - len(tokens)
         if gone < 0:
+            adaptive = call.answer is not None and call.answer.counts is not None
+            remedy = "set a budget" if adaptive else "lower the budget"
             raise UnsupportedError(
                 f"This image has {len(image.slots)} tokens once its padding is cut away, fewer "
-                f"than the {len(tokens)} to keep; lower the budget or use a square image."
+                f"than the {len(tokens)} to keep; {remedy} or use a square image."
             )
         stays[image.row, image.slots[:gone]] = False
         kept_slots.append(image.slots[gone:])
@@ -218,4 +220,11 @@ def _reading_order(host: Host, image: ImageLayout, answer: Reduced) -> Int[Tenso
     if order is None:
         order = torch.arange(len(image.crops) * kept, device=device)
     counts = torch.tensor(answer.counts[image.crops.start : image.crops.stop]).to(device)
-    return order[order % kept < counts[order // kept]]
+    order = order[order % kept < counts[order // kept]]
+    if len(order) <= len(image.slots):
+        return order
+    # Crops see margins, too, which the model cuts away: their tokens go where there is no room.
+    source = answer.source[image.crops.start : image.crops.stop].flatten()[order]
+    place = source + order // kept * host.shape.patches
+    shown = torch.isin(place, torch.tensor(host.origin(image), device=device))
+    return order[(source < 0) | shown]

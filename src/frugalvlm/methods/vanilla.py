@@ -10,7 +10,7 @@ from frugalvlm.methods.base import Method, check_budget
 
 @dataclass(frozen=True)
 class Vanilla(Method):
-    """Changes nothing. No hook is placed on the model."""
+    """Changes nothing. One hook tells the trace of each prompt."""
 
     key: ClassVar[str] = "vanilla"
 
