@@ -162,6 +162,25 @@ def test_leaving_waits_for_a_thread_that_still_generates(model, key):
     assert answers == [expected], "the block was left while the answer was under way"
 
 
+def test_an_inner_block_waits_for_the_outer_ones_thread(model):
+    with VisionZip(4, 2).on(model):
+        expected = said(model, PROMPTS[0])
+        answers, slow = [], Slow()
+        timer = threading.Timer(0.3, slow.go.set)
+        thread = threading.Thread(
+            target=lambda: answers.append(said(model, PROMPTS[0], streamer=slow))
+        )
+        thread.start()
+        assert slow.reached.wait(60)
+        timer.start()
+        with FastV(3).on(model):
+            inside = said(model, PROMPTS[0])
+        thread.join()
+        timer.join()
+    assert answers == [expected]
+    assert inside != expected
+
+
 def test_a_thread_that_comes_too_late_is_told(model):
     go, problems = threading.Event(), []
 

@@ -95,7 +95,7 @@ class Session:
         Entrance.open(host.model, self.crew, as_it_is)
 
     def put_on(self, entry: Entry) -> None:
-        """One more method.
+        """One more method, once no other thread of the outer block generates.
 
         Raises:
             UnsupportedError: when it does not go with the model or with those that are on.
@@ -111,6 +111,7 @@ class Session:
         if isinstance(method, LayerReducer):
             self.host.check_decoder()
             _check_cuts(method, self.state.cut_at, total)
+        self.crew.wait()
         self.state.entries.append(entry)
         self._rehook()
 
