@@ -10,6 +10,7 @@ from tiny_hosts import (
     KEPT,
     MANY,
     PAIRS,
+    TILED,
     UNTRACED,
     Picture,
     make,
@@ -137,3 +138,22 @@ def test_several_cuts_compose(host):
             torch.testing.assert_close(
                 torch.stack(together.logits, 1)[index], torch.stack(alone.logits, 1)[0], **CLOSE_32
             )
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(("key", "host"), PAIRS)
+def test_rows_with_few_words_that_end_up_the_longest(key, host, turned):
+    """Padded on the left before a cut, the longest behind it, and with fewer words than others:
+    what fills up their list of words is gone by then."""
+    before = 100 if host in TILED else 20
+    thin, a, b = Picture(1, 16, 48), Picture(2), Picture(3)
+    rows = [[before, thin, 2], [1, a, 1, b, 9]]
+    rows = rows[::-1] if turned else rows
+    model, method = model_for(host), make(key)
+    with method.on(model), torch.no_grad():
+        together = model.generate(**prompt(host, rows), max_new_tokens=3, do_sample=False)
+        alone = [
+            model.generate(**prompt(host, [row]), max_new_tokens=3, do_sample=False)[0, -3:]
+            for row in rows
+        ]
+    assert together[:, -3:].tolist() == torch.stack(alone).tolist()

@@ -148,15 +148,13 @@ def test_text_only_prompts_pass_through(key, host):
             assert torch.equal(model.generate(**text, max_new_tokens=3, do_sample=False), said)
             assert trace.tokens_per_layer == []
             model(**prompt(host))
-            if key != "vanilla":
-                assert trace.tokens_per_layer
-                assert trace.calls == 3
+            assert trace.tokens_per_layer
+            assert trace.calls == 3
             model(**text)
             assert trace.tokens_per_layer == []
-            if key != "vanilla":
-                for name in ("kept", "merged", "mean_tokens"):
-                    with pytest.raises(ValueError, match="no image"):
-                        getattr(trace, name)
+            for name in ("kept", "merged", "mean_tokens"):
+                with pytest.raises(ValueError, match="no image"):
+                    getattr(trace, name)
 
 
 @pytest.mark.parametrize(("key", "host"), EVERY)
@@ -230,6 +228,31 @@ def test_a_picture_behind_an_existing_cache_is_refused():
     with FastV(KEPT).on(model), torch.no_grad():
         cache = model(**inputs).past_key_values
         with pytest.raises(UnsupportedError, match="whole conversation"):
+            model(**inputs, past_key_values=cache)
+
+
+@pytest.mark.parametrize("setting", [{"num_beams": 2}, {"num_return_sequences": 2}])
+def test_crops_in_one_row_each_do_not_go_with_several_sequences(setting):
+    """Released code's layout, [all crops, 3, height, width]: copies would mix pictures up."""
+    model, inputs = model_for("llava_next"), prompt("llava_next", [[2, Picture(1), 3]])
+    inputs["pixel_values"] = inputs["pixel_values"].flatten(0, 1)
+    inputs |= {"max_new_tokens": 2, "do_sample": "num_beams" not in setting}
+    with VisionZip(4, 2).on(model):
+        model.generate(**inputs)
+        with pytest.raises(UnsupportedError, match="one row per picture"):
+            model.generate(**inputs, **setting)
+
+
+def test_reasons_are_the_true_ones():
+    model, inputs = model_for("llava_clip"), prompt("llava_clip")
+    captured = model.generate
+    with VisionZip(4, 2).on(model):
+        with pytest.raises(UnsupportedError, match="looked up before the block"):
+            captured(**inputs, max_new_tokens=1)
+        assert captured.__self__ is model
+    with FastV(KEPT).on(model), torch.no_grad():
+        cache = model(**inputs).past_key_values
+        with pytest.raises(UnsupportedError, match="leave pixel_values out"):
             model(**inputs, past_key_values=cache)
 
 

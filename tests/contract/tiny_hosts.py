@@ -46,7 +46,7 @@ UNSUPPORTED = {  # these must refuse; see test_refusals
 # Methods that act while an answer is decoded and leave visual tokens alone: contracts about kept
 # tokens, and about passes that decode nothing, do not speak of them. See tests/methods.
 DEPTH = ("early_exit",)
-UNTRACED = ("vanilla", *DEPTH)
+UNTRACED = DEPTH
 ADAPTIVE = tuple(key for key, method in METHODS.items() if method.adaptive)
 PAIRS = [
     (key, host)

@@ -10,6 +10,7 @@ from tiny_hosts import MANY, PATCHES, Picture, build, model_for, pictures_of, pr
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from frugalvlm.hosts import host_for
 from frugalvlm.methods import PruMergePlus
 from frugalvlm.views import MERGED_SOURCE, EncoderView, UnsupportedError
 
@@ -199,3 +200,26 @@ def test_budgets():
     assert PruMergePlus.for_budget(145) == PruMergePlus(145, 32)
     assert PruMergePlus.for_budget(16, 144) == PruMergePlus(16, 8)
     assert PruMergePlus.for_budget(PATCHES, PATCHES).neighbours == 1
+
+
+def test_a_thin_picture_in_tiles_loses_its_margins_first():
+    """It would keep more than the model itself leaves of it; others of the batch are untouched."""
+    model, method = model_for("llava_next"), PruMergePlus(neighbours=3)
+    thin, square = Picture(0, 96, 12), Picture(1)
+    host = host_for(model)
+    rows = [[3, thin, 4], [2, square, 5]]
+    with method.on(model) as trace, torch.no_grad():
+        alone = []
+        for row in rows:
+            logits = model(**prompt("llava_next", [row])).logits[0, -1]
+            alone.append((logits, trace.kept, trace.tokens_per_layer[0]))
+        batch = model(**prompt("llava_next", rows)).logits[:, -1]
+        assert trace.kept == alone[0][1] + alone[1][1]
+        inputs = prompt("llava_next", rows[:1])
+        image = host.images(inputs["input_ids"] == 60, inputs)[0]
+        inside = set(host.origin(image))
+        kept = alone[0][1]
+        assert all(n * PATCHES + k in inside for n, crop in enumerate(kept) for k in crop)
+        assert alone[0][2] == sum(map(len, kept)) + len(kept), "one merged token of every crop"
+        assert alone[0][2] < thin.tokens("llava_next")
+    torch.testing.assert_close(batch, torch.stack([a[0] for a in alone]), rtol=1e-4, atol=1e-4)

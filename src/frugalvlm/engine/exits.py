@@ -15,10 +15,9 @@ outside the block; nothing about them is kept here, so several generations may b
 
 from __future__ import annotations
 
-import inspect
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -28,14 +27,18 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from frugalvlm.hosts import HOSTS, host_for
+from frugalvlm.engine.blocks import block
+from frugalvlm.engine.calls import arguments_of, cache_of, check_release
+from frugalvlm.engine.generation import Entrance, as_it_is
+from frugalvlm.engine.memory import kind_of
+from frugalvlm.engine.threads import Crew
+from frugalvlm.hosts import HOSTS, host_for, whole
+from frugalvlm.hosts.base import DECODERS
 from frugalvlm.methods.base import DepthPolicy
 from frugalvlm.operators import operates
 from frugalvlm.trace import ExitTrace
 from frugalvlm.views import Shape, UnsupportedError
 
-# Decoders with pre-norm blocks, separate key and value projections and a plain output layer.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _BUSY: WeakSet[nn.Module] = WeakSet()  # decoders with early exits on
 
 
@@ -49,9 +52,9 @@ class Reader:
     def __init__(self, model: PreTrainedModel) -> None:
         decoder: Any = model.get_decoder() if hasattr(model, "get_decoder") else model
         family = getattr(getattr(decoder, "config", None), "model_type", type(model).__name__)
-        if family not in FAMILIES or model.get_output_embeddings() is None:
+        if family not in DECODERS or model.get_output_embeddings() is None:
             raise UnsupportedError(
-                f"Early exits need a language model whose decoder is one of {', '.join(FAMILIES)}; "
+                f"Early exits need a language model whose decoder is one of {', '.join(DECODERS)}; "
                 f"this one is '{family}'."
             )
         self.decoder = decoder
@@ -64,7 +67,7 @@ class Reader:
 
 
 @operates(DepthPolicy)
-@contextmanager
+@block
 def leave_early(
     method: DepthPolicy, model: PreTrainedModel, placeholders: Tensor | None = None
 ) -> Iterator[ExitTrace]:
@@ -75,21 +78,33 @@ def leave_early(
     Raises:
         UnsupportedError: unknown family, impossible fields, or early exits are on already.
     """
+    check_release()
+    model = whole(model)
     reader = Reader(model)
     known = getattr(model.config, "model_type", "") in HOSTS
     count = len(reader.layers)
     shape = host_for(model).shape if known else Shape(0, (0, 0), count, False)
     method.check(shape)
     if reader.decoder in _BUSY:
-        raise UnsupportedError("Early exits are on for this decoder. Leave the outer block first.")
+        raise UnsupportedError(
+            "Early exits are on for this decoder, here or in another thread. Leave the outer block "
+            "first."
+        )
     session = _Session(method, reader, ExitTrace(shape.grid, count))
     _BUSY.add(reader.decoder)
+    session.crew.open()
+    Entrance.open(model, session.crew, as_it_is)
     try:
         session.put_on()
         yield session.trace
     finally:
-        session.take_off()
-        _BUSY.discard(reader.decoder)
+        try:
+            session.crew.wait()
+        finally:
+            session.take_off()
+            Entrance.close(model, session.crew)
+            session.crew.close()
+            _BUSY.discard(reader.decoder)
 
 
 @dataclass
@@ -114,12 +129,19 @@ class _Step:
     all: bool = False
 
 
+class _Now(threading.local):
+    """The decoding pass that is under way in the running thread."""
+
+    step: _Step | None = None
+
+
 class _Session:
     """Early exits that are on one decoder."""
 
     def __init__(self, method: DepthPolicy, reader: Reader, trace: ExitTrace) -> None:
         self.method, self.reader, self.trace = method, reader, trace
-        self.step: _Step | None = None
+        self.crew = Crew()
+        self.now = _Now()
         self.handles: list[Any] = []
         self.before: list[tuple[Any, Callable | None]] = []  # a `forward` that was there already
 
@@ -143,43 +165,44 @@ class _Session:
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         """The decoder starts: is this a decoding pass?"""
-        self.step = None  # a pass before may have broken off
-        if args:
-            kwargs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        cache, tokens = kwargs.get("past_key_values"), kwargs.get("inputs_embeds")
+        self.now.step = None  # a pass before may have broken off
+        if not self.crew.here():
+            return
+        kwargs = arguments_of(module, args, kwargs)
+        cache, tokens = cache_of(kwargs), kwargs.get("inputs_embeds")
         tokens = kwargs.get("input_ids") if tokens is None else tokens
         if cache is None or tokens is None:
             return
-        if type(cache) is not DynamicCache:
+        if kind_of(cache) is not DynamicCache:
             raise UnsupportedError(
-                f"Early exits cannot write into a {type(cache).__name__}; "
+                f"Early exits cannot write into a {kind_of(cache).__name__}; "
                 "use the default dynamic cache."
             )
         if cache.get_seq_length() == 0 or tokens.shape[1] != 1:
             return
         zeros = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
         exits = torch.full_like(zeros, len(self.reader.layers))
-        self.step = _Step(zeros.bool(), exits, zeros - 1, zeros)
+        self.now.step = _Step(zeros.bool(), exits, zeros - 1, zeros)
 
     def _leave(self, module: nn.Module, args: tuple, output: Any) -> None:
         """The decoder is done."""
-        if self.step is not None:
-            self.trace.exits.append(self.step.exits.tolist())
-        self.step = None
+        if self.now.step is not None:
+            self.trace.exits.append(self.now.step.exits.tolist())
+        self.now.step = None
 
     def _block(self, number: int, layer: Any, run: Callable) -> Callable:
         """The `forward` of a block: the true one, or its part in the cache alone."""
 
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            step = self.step
+            step = self.now.step
             if step is None:
                 return run(hidden_states, *args, **kwargs)
             if step.all and self.method.kv_copy != "recompute":
                 keys_values = step.memory or _project(layer, hidden_states, kwargs)
-                kwargs["past_key_values"].update(*keys_values, layer.self_attn.layer_idx)
+                cache_of(kwargs).update(*keys_values, layer.self_attn.layer_idx)
                 return hidden_states
             output = run(hidden_states, *args, **kwargs)
-            return self._after(step, number, layer, output, kwargs["past_key_values"])
+            return self._after(step, number, layer, output, cache_of(kwargs))
 
         return forward
 

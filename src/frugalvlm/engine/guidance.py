@@ -11,9 +11,8 @@ prompt. Its work is therefore inside every FLOP count, time and energy of the la
 
 from __future__ import annotations
 
-import inspect
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +21,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from frugalvlm.engine.blocks import block
+from frugalvlm.engine.calls import arguments_of
 from frugalvlm.engine.session import operate
 from frugalvlm.engine.subset import Subset
 from frugalvlm.hosts import Host, host_for
@@ -31,6 +32,7 @@ from frugalvlm.operators import operates
 from frugalvlm.trace import Trace
 from frugalvlm.views import LayerView, UnsupportedError, keep_top
 
+_READING = threading.RLock()
 # What describes the large model's own call, not the prompt.
 _NOT_THE_PROMPT = ("position_ids", "inputs_embeds", "cache_position", "labels")
 
@@ -86,7 +88,8 @@ class Guide(nn.Module):
     def __init__(self, model: PreTrainedModel, name: str = "", max_new_tokens: int = 10) -> None:
         super().__init__()
         self.host: Host = host_for(model)
-        self.model: FamilyModule = model
+        self.host.check_decoder()
+        self.model: FamilyModule = self.host.model
         self.name = name or model.config.name_or_path or type(model).__name__
         self.max_new_tokens = max_new_tokens
 
@@ -96,20 +99,20 @@ class Guide(nn.Module):
         Raises:
             UnsupportedError: another tokenizer, other visual tokens, or the guide itself.
         """
-        if model is self.model:
+        host = host_for(model)
+        if host.model is self.model:
             raise UnsupportedError(
                 "A model cannot answer while it is under way: guide it by a small model, or by a "
                 "copy of itself (copy.deepcopy)."
             )
-        host = host_for(model)
-        words, others = _vocabulary(self.model), _vocabulary(model)
+        words, others = _vocabulary(self.model), _vocabulary(host.model)
         if words != others:
             raise UnsupportedError(
                 "The guide must read the model's own prompts, but its tokenizer is another one: "
                 f"{words[0]} entries and image token {words[1]}, the model has {others[0]} and "
                 f"{others[1]}; take a small model of the same family."
             )
-        if self.host.shape.grid != host.shape.grid or _tiling(self.model) != _tiling(model):
+        if self.host.shape.grid != host.shape.grid or _tiling(self.model) != _tiling(host.model):
             raise UnsupportedError(
                 "The guide must have the model's visual tokens, in the same order: it sees "
                 f"{_sight(self.host)}, the model {_sight(host)}; take a small model of the same "
@@ -129,7 +132,8 @@ class Guide(nn.Module):
         if placeholders is None or not ids.is_meta:
             placeholders = (ids == self.model.config.image_token_id).cpu()
         images = host.images(placeholders, inputs)
-        with _Reader(host) as read:
+        # One reading at a time: a guide may serve several threads.
+        with _READING, _Reader(host) as read:
             answer, logits = self._steps(inputs) if ids.is_meta else self._generate(inputs)
         valid = self._valid(answer)
         log_probs = logits.log_softmax(-1, dtype=torch.float32)
@@ -252,7 +256,7 @@ class Guide(nn.Module):
 
 
 @operates(GuidedReducer)
-@contextmanager
+@block
 def guided(
     method: GuidedReducer, model: PreTrainedModel, placeholders: Tensor | None = None
 ) -> Iterator[Trace]:
@@ -270,17 +274,13 @@ def guided(
     if not isinstance(guide, Guide):
         guide = Guide(guide.model, guide.name, guide.max_new_tokens)
     guide.check(model)
-    heard: dict[str, Any] = {}
+    heard = threading.local()  # `prompt`: the running thread's
 
     def listen(module: FamilyModule, args: tuple, kwargs: dict) -> None:
-        if args:
-            bound = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-            kwargs = {**bound, **bound.pop("kwargs", {})}
-        heard.clear()
-        heard.update(kwargs)
+        heard.prompt = dict(arguments_of(module, args, kwargs))
 
     def ask(view: LayerView) -> Guidance:
-        guidance = guide(heard, placeholders)
+        guidance = guide(heard.prompt, placeholders)
         if guidance.counts != view.counts:
             raise UnsupportedError(
                 f"The guide ranks {list(guidance.counts)} visual tokens and the model has "
@@ -326,13 +326,14 @@ class _Reader:
         self.embeds: list[Tensor] = []
         self.positions: list[Tensor | None] = []
         self.handles: list[Any] = []
+        self.thread = threading.get_ident()
 
     def __enter__(self) -> _Reader:
         decoder = self.host.language_model
         self._before(decoder, self._see_prompt)
         for layer, seen in zip(decoder.layers, self.layers, strict=True):
             self._before(layer.self_attn, _see_attention(seen))
-            keep = _see_keys(seen)
+            keep = self._own(_see_keys(seen))
             self.handles.append(layer.self_attn.k_proj.register_forward_hook(keep))
         return self
 
@@ -341,7 +342,11 @@ class _Reader:
             handle.remove()
 
     def _before(self, module: nn.Module, hook: Any) -> None:
-        self.handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+        self.handles.append(module.register_forward_pre_hook(self._own(hook), with_kwargs=True))
+
+    def _own(self, hook: Any) -> Any:
+        """The same for the running thread's passes only."""
+        return lambda *args: hook(*args) if threading.get_ident() == self.thread else None
 
     def _see_prompt(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
         if not self.embeds:

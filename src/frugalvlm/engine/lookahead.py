@@ -7,8 +7,9 @@ key projection and the query rows that are asked for.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from frugalvlm.engine.blocks import block
 from frugalvlm.engine.session import operate
 from frugalvlm.hosts import host_for
 from frugalvlm.hosts.base import FamilyModule
@@ -25,8 +27,15 @@ from frugalvlm.trace import Trace
 from frugalvlm.views import LayerView
 
 
+class _Now(threading.local):
+    """What the running thread's pass has shown."""
+
+    def __init__(self) -> None:
+        self.seen: dict[FamilyModule, dict[str, Any]] = {}
+
+
 @operates(LooksBehind)
-@contextmanager
+@block
 def looking_ahead(
     method: LooksBehind, model: PreTrainedModel, placeholders: Tensor | None = None
 ) -> Iterator[Trace]:
@@ -39,16 +48,17 @@ def looking_ahead(
     """
     host = host_for(model)
     method.check(host.shape)
+    host.check_decoder()
     layers = host.language_model.layers
-    seen: dict[FamilyModule, dict[str, Any]] = {}
+    now = _Now()
 
     def see(module: FamilyModule, args: tuple, kwargs: dict) -> None:
         """Positions and mask of the sequence that a cut behind this layer finds."""
-        seen[module] = {k: kwargs.get(k) for k in ("position_embeddings", "attention_mask")}
+        now.seen[module] = {k: kwargs.get(k) for k in ("position_embeddings", "attention_mask")}
 
     @torch.no_grad()
     def behind(view: LayerView) -> LayerView:
-        layer, at = layers[view.layer], seen.pop(layers[view.layer - 1].self_attn)
+        layer, at = layers[view.layer], now.seen.pop(layers[view.layer - 1].self_attn)
         hidden = layer.input_layernorm(view.hidden)
         keys = layer.self_attn.k_proj(hidden)
         return view.with_attention(

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from frugalvlm.engine.calls import cache_of
+
 Rotary = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # hidden states, positions: cos and sin
 
 
@@ -48,6 +50,16 @@ class Subset:
         """The same on another device."""
         moved = None if self.moved is None else self.moved.to(device)
         return Subset(self.columns.to(device), self.landing.to(device), self.lengths, moved)
+
+    def rows(self, index: Int[Tensor, " rows"]) -> Subset:
+        """Other rows of the batch, by number."""
+        index = index.to(self.columns.device)
+        lengths = self.lengths[:1] * len(index)
+        if self.padded:
+            lengths = tuple(self.lengths[i] for i in index.tolist())
+        columns, landing = self.columns[index], self.landing[index]
+        moved = None if self.moved is None else self.moved[index]
+        return Subset(columns, landing, lengths, moved)
 
     def renumbered(
         self, real: Bool[Tensor, "batch length"], stays: Bool[Tensor, "batch length"]
@@ -173,7 +185,7 @@ def decode_arguments(
 ) -> dict[str, Any]:
     """What a cut layer needs for tokens behind the prompt: a mask of what survived and of them."""
     mask, stream_length = kwargs.get("attention_mask"), cut.landing.shape[1]
-    new = kwargs["past_key_values"].get_seq_length() - stream_length  # layer 0 has them already
+    new = cache_of(kwargs).get_seq_length() - stream_length  # layer 0 has them already
     if mask is not None:
         mask = cut.keys(mask, new)
     elif cut.padded:
@@ -194,11 +206,7 @@ def hidden_keys(gone: Bool[Tensor, "batch prompt"], hidden: Tensor, kwargs: dict
         hidden: what goes into the layer.
         kwargs: what the layer was to get.
     """
-    mask, queries, cache = (
-        kwargs.get("attention_mask"),
-        hidden.shape[1],
-        kwargs.get("past_key_values"),
-    )
+    mask, queries, cache = kwargs.get("attention_mask"), hidden.shape[1], cache_of(kwargs)
     at = torch.arange(queries if cache is None else cache.get_seq_length(), device=hidden.device)
     gone = nn.functional.pad(gone, (0, len(at) - gone.shape[1]))[:, None, None]
     if mask is None:

@@ -1,4 +1,4 @@
-"""What the surgery must know of a model family.
+"""What the engine must know of a model family.
 
 A host answers where things are (tower, projector, decoder layers, image tokens) and how this family
 computes queries and keys. It knows no method.
@@ -19,6 +19,11 @@ from transformers import PreTrainedModel
 from frugalvlm.views import Reduced, Shape, UnsupportedError, softmax
 
 FamilyModule: TypeAlias = Any  # an nn.Module with attributes that only its family knows
+
+# Decoders with pre-norm blocks, separate query, key and value projections, rotary positions in
+# every layer, and a plain output layer: what scores, cuts and early exits are written for.
+DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+TOWERS = ("clip_vision_model", "siglip_vision_model")  # with one crop per row and `encoder.layers`
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +104,31 @@ class Host(ABC):
             )
         return layers[place]
 
+    def check_decoder(self) -> None:
+        """Refuse a decoder whose attention cannot be read, or whose sequence cannot be cut.
+
+        Raises:
+            UnsupportedError: another family, sliding windows, or an attention kernel of blocks.
+        """
+        config = self.language_model.config
+        if config.model_type not in DECODERS:
+            raise UnsupportedError(
+                f"Methods that act inside the decoder read {', '.join(DECODERS)}; this model's is "
+                f"'{config.model_type}': use one that acts before it, such as visionzip."
+            )
+        kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+        if kinds != {"full_attention"} or getattr(config, "sliding_window", None) is not None:
+            raise UnsupportedError(
+                "This decoder attends in sliding windows, which count tokens that a cut takes "
+                "away: use a method that acts before it, such as visionzip, or a model whose "
+                "config has sliding_window=None."
+            )
+        if config._attn_implementation == "flex_attention":
+            raise UnsupportedError(
+                "Methods that act inside the decoder cut its masks, and flex_attention has none to "
+                "cut: load the model with attn_implementation='sdpa'."
+            )
+
     def placeholders(self, ids: Int[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
         """Which tokens of a prompt stand for parts of pictures."""
         return ids == self.model.config.image_token_id
@@ -176,13 +206,18 @@ class Host(ABC):
             wide = torch.promote_types(q.dtype, torch.float32)
             q, k = q.to(wide) / temperature, k.to(wide)
         logits = (q @ k[:, :, None].transpose(-1, -2) * attention.scaling).flatten(1, 2)
-        hidden_keys = torch.arange(length, device=q.device) > queries[:, None, :, None]
-        if mask is not None and mask.ndim == 2:
-            hidden_keys = hidden_keys | (mask[:, None, None, :length] == 0)
-        elif mask is not None:
+        if mask is not None and mask.ndim == 4:  # it alone says who sees whom, later keys included
             rows = queries[:, None, :, None].expand(-1, -1, -1, length)
             picked = mask[..., :length].expand(batch, -1, -1, -1).gather(2, rows)
-            hidden_keys = hidden_keys | (~picked if picked.dtype == torch.bool else picked < -1.0)
+            if picked.dtype == torch.bool:
+                hidden_keys = ~picked
+            else:
+                hidden_keys = picked <= torch.finfo(picked.dtype).min / 2
+                logits = logits + picked.masked_fill(hidden_keys, 0)
+        else:
+            hidden_keys = torch.arange(length, device=q.device) > queries[:, None, :, None]
+            if mask is not None:
+                hidden_keys = hidden_keys | (mask[:, None, None, :length] == 0)
         return softmax(logits.masked_fill(hidden_keys, torch.finfo(logits.dtype).min))
 
 

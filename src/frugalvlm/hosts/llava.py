@@ -23,7 +23,7 @@ from transformers.models.llava_next.modeling_llava_next import (
     unpad_image,
 )
 
-from frugalvlm.hosts.base import FamilyModule, Host, ImageLayout, encoder_layers
+from frugalvlm.hosts.base import TOWERS, FamilyModule, Host, ImageLayout, encoder_layers
 from frugalvlm.views import CLS_SOURCE, MERGED_SOURCE, Reduced, Shape, UnsupportedError
 
 
@@ -83,6 +83,11 @@ class LlavaHost(Host):
             UnsupportedError: when the features are not exactly the patches.
         """
         config = self.model.config
+        if config.vision_config.model_type not in TOWERS:
+            raise UnsupportedError(
+                f"This model's vision tower is '{config.vision_config.model_type}'; the "
+                f"{config.model_type} host reads {', '.join(TOWERS)}."
+            )
         side = config.vision_config.image_size // config.vision_config.patch_size
         has_cls = any(name.endswith("class_embedding") for name, _ in self.tower.named_parameters())
         strategy = "default" if has_cls else "full"  # "default" drops the first feature

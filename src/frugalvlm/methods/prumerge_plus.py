@@ -23,7 +23,9 @@ Complexity: one query row, keys of one more tower layer, kept x N similarities.
 Deviations: a fixed budget's supplement is spread evenly over the patches that are left (the
 released training branch takes fixed places and may take a patch twice). An image without outliers
 has one, the most attended patch; one with so many that everything would be kept drops the last of
-the supplement. T = N keeps every patch and merges nothing. k keeps its share of 32 in 576 patches.
+the supplement; a picture in tiles that would keep more than the model's own cutting of its margins
+leaves room for loses the tokens of those margins. T = N keeps every patch and merges nothing. k
+keeps its share of 32 in 576 patches.
 """
 
 from __future__ import annotations

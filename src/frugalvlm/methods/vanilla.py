@@ -14,7 +14,7 @@ from frugalvlm.methods.base import Method, check_keeps_all
 
 @dataclass(frozen=True)
 class Vanilla(Method):
-    """Changes nothing. No hook is placed on the model."""
+    """Changes nothing. One hook tells the trace of each prompt."""
 
     key: ClassVar[str] = "vanilla"
 
