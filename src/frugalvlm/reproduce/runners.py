@@ -21,7 +21,7 @@ from frugalvlm.runs.accuracy import answer_cells
 from frugalvlm.runs.attention import attention_run
 from frugalvlm.runs.blueprint import blueprint, count
 from frugalvlm.runs.efficiency import efficiency_run
-from frugalvlm.runs.layout import ScaleError, plan_of, planned, pocket_table
+from frugalvlm.runs.layout import ScaleError, check_methods, plan_of, planned, pocket_table
 from frugalvlm.runs.options import Options, folder_of, pocket_setting
 from frugalvlm.runs.setting import Reporter, Setting, Silent, code_hash
 from frugalvlm.studies import study_of
@@ -150,6 +150,7 @@ def run_blueprint(
             f"The costs of '{key}' are not counted at the blueprint scale yet; "
             "`invoke papers` shows which papers are."
         )
+    check_methods(table)
     folder = folder_of(key, "blueprint") / "records"
     cells = [
         (layout.name, row.method, budget.paper_tokens if budget else layout.tokens,

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from frugalvlm.papers import KEYS
+from frugalvlm.papers import keys
 from frugalvlm.paths import results_dir
 from frugalvlm.runs.setting import Setting
 
@@ -63,7 +63,7 @@ def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -
         weights: hash of the model's weights.
         beside: folder of another table than the main one, in the paper's own.
     """
-    folders = {paper: folder_of(paper, "pocket") / beside / "records" for paper in KEYS}
+    folders = {paper: folder_of(paper, "pocket") / beside / "records" for paper in keys()}
     return Setting(
         scale="pocket",
         model_name=options.model,
