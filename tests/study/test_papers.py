@@ -65,7 +65,8 @@ def test_the_surveyed_papers_and_no_stray_file() -> None:
 def test_figures_are_numbers_with_a_source(paper: Paper) -> None:
     frame = paper.figures
     assert tuple(frame.columns) == papers.COLUMNS
-    assert set(frame["paper"]) == {paper.key}
+    assert set(frame["paper"]) <= {paper.key}
+    assert paper.key not in SURVEYED or len(frame)
     assert frame["value"].map(math.isfinite).all()
     assert frame["verified"].dtype == bool
     tokens = frame["visual_tokens"].dropna()
