@@ -52,7 +52,7 @@ def with_method(text: str, key: str, name: str) -> str:
             f"`from {PACKAGE}.{key} import {name}` above."
         )
     insertions.append((entry.end_lineno or 0, f"{' ' * _indent(text, entry)}{name},"))
-    if isinstance(public, ast.List):
+    if isinstance(public, ast.List) and getattr(entry, "id", None) in _texts(public):
         insertions.append(_public_line(public, name))
     lines = text.splitlines()
     for after, line in sorted(insertions, reverse=True):
@@ -105,6 +105,10 @@ def _entry(module: ast.Module) -> ast.expr | None:
             if all(isinstance(part, ast.Name) for part in node.elts):
                 return last
     return None
+
+
+def _texts(listed: ast.List) -> list[str]:
+    return [str(part.value) for part in listed.elts if isinstance(part, ast.Constant)]
 
 
 def _indent(text: str, node: ast.expr) -> int:
