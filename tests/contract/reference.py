@@ -1,6 +1,7 @@
 """What a pruned model must compute, by another route: loops, and the untouched model with masks.
 
-Nothing here calls the kit's views, hosts, methods' `reduce` / `keep`, or surgery.
+Nothing here calls the kit's views, hosts, methods' `reduce` / `keep`, or surgery; but methods that
+have no reference of their own are taken at their word (`reference_answers`).
 """
 
 from __future__ import annotations
@@ -8,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from reference_answers import answered_crops, answered_logits
 from reference_baselines import BASELINES, baseline_tokens
 from reference_inside import INSIDE, aim_states, aim_tokens, hiding, inside_logits
 from reference_schedules import scheduled_logits
 from tiny_hosts import (
     IMAGE,
+    OWN_REFERENCE,
     PATCHES,
     SCHEDULES,
     SIDE,
@@ -25,7 +28,7 @@ from tiny_hosts import (
 )
 from torch import Tensor
 
-from frugalvlm.methods import Vanilla
+from frugalvlm.methods import EncoderReducer, Vanilla
 
 Token = tuple[str, int, Tensor]  # "cls", "patch" or "merged"; patch number or slot; features
 
@@ -140,6 +143,7 @@ def reduced_tokens(
             baseline_tokens(method, model, crops[i], features[i], keys[i], has_cls)
             for i in range(len(crops))
         ]
+    assert method.key in ("visionzip", "visionzip_mean")
     true_mean = method.key == "visionzip_mean"
     return visionzip_tokens(*states, method.dominant, method.contextual, true_mean)
 
@@ -179,18 +183,23 @@ def embeddings(
     marked = (inputs["input_ids"][0] == IMAGE).tolist()
     images: list[Tensor] = []
     pictures = pictures_of(row)
-    untouched = method.key in ("vanilla", "fastv", "sgl", "sparsevlm", "sparsevlm_rank")
-    untouched = untouched or method.key in SCHEDULES
+    untouched = not isinstance(method, EncoderReducer)
     if pictures and untouched:
         sizes = {"image_sizes": inputs["image_sizes"]} if host in TILED else {}
         packed = model.get_image_features(inputs["pixel_values"], **sizes).pooler_output
         images = [p.reshape(-1, text.shape[-1]) for p in packed]
     start = 0
+    answered = None
+    if pictures and not untouched and method.key not in OWN_REFERENCE:
+        answered = answered_crops(method, model, host, row)
     for picture in pictures if not untouched else []:
         count = picture.crops(host)
-        crops = reduced_tokens(
-            method, model, picture.pixels(host), random_kept[start : start + count]
-        )
+        if answered is not None:
+            crops = answered[start : start + count]
+        else:
+            crops = reduced_tokens(
+                method, model, picture.pixels(host), random_kept[start : start + count]
+            )
         start += count
         tokens = reading_order(picture, host, crops)
         projected = model.model.multi_modal_projector(torch.stack([t[2] for t in tokens]))
@@ -304,6 +313,8 @@ def expected_logits(
         for image, score, count in zip(places, scores, kept, strict=True):
             dropped += [p for i, p in enumerate(image) if i not in top(score, count)]
     new = model.get_input_embeddings()(torch.tensor([answer], dtype=torch.long))
+    if method.key not in OWN_REFERENCE:
+        return answered_logits(method, model, host, row, embeds, places, new)
     if method.key in SCHEDULES:
         crops = [p.crops(host) for p in pictures_of(row)]
         return scheduled_logits(method, model, embeds, places, crops, new)

@@ -20,6 +20,7 @@ from tiny_hosts import (
     model_for,
     pictures_of,
     prompt,
+    several_cuts,
     steps_by_hand,
 )
 
@@ -107,6 +108,11 @@ def test_the_requested_count_is_the_actual_count(key, host, rows):
         assert trace.tokens_per_layer == [sum(layer) / len(pictures) for layer in wanted]
         assert trace.spread == [(min(layer), max(layer)) for layer in wanted]
     assert trace.mean_tokens == sum(trace.tokens_per_layer) / LAYERS
+    if several_cuts(key) and key not in ADAPTIVE and host not in TILED and rows == ONE:
+        last, mean = trace.tokens_per_layer[-1], trace.mean_tokens
+        assert last == KEPT or abs(mean - KEPT) <= 1, (
+            "a budget is what the last cut leaves, or the mean over layers to the nearest token"
+        )
     if rows == ONE:
         whole = pictures[0].tokens(host)
         assert short == [n - whole + t for n, t in zip(full, trace.tokens_per_layer, strict=True)]

@@ -25,7 +25,6 @@ from frugalvlm.hosts import host_for
 from frugalvlm.methods import (
     AIM,
     METHODS,
-    SGL,
     AIMMask,
     AvgPool,
     DivPrune,
@@ -42,6 +41,7 @@ from frugalvlm.methods import (
     VisionZipMean,
     method_class,
 )
+from frugalvlm.methods.base import GuidedReducer
 from frugalvlm.views import BudgetError, UnsupportedError
 
 
@@ -94,6 +94,7 @@ def test_a_missing_ability_is_refused_with_a_remedy(key, host):
 
 
 def test_exactly_the_methods_that_need_cls_are_refused():
+    assert {"fastervlm", "prumerge_plus"} <= {key for key, _ in UNSUPPORTED}
     for host in HOSTS:
         shape = host_for(model_for(host)).shape
         refused = {key for key, method in METHODS.items() if method.needs_cls and not shape.has_cls}
@@ -185,7 +186,7 @@ def test_features_computed_before(key, host):
     sizes = {"image_sizes": inputs["image_sizes"]} if host in TILED else {}
     features = {"image": model.get_image_features(pixels, **sizes)}
     with make(key).on(model), torch.no_grad():
-        if not issubclass(METHODS[key], EncoderReducer | SGL):
+        if not issubclass(METHODS[key], EncoderReducer | GuidedReducer):
             logits = model(**inputs, mm_encoder_outputs=features).logits
             assert torch.equal(logits, expected)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
@@ -29,23 +29,33 @@ from frugalvlm.methods import (
     SGL,
     AIMMask,
     EarlyExit,
+    EncoderReducer,
     GSearch,
+    LayerReducer,
     Method,
     SparseVLMRank,
     Vanilla,
     VisionZip,
     VisionZipMean,
 )
+from frugalvlm.methods.base import DepthPolicy, GuidedReducer
 
 HOSTS = ("llava_clip", "llava_siglip", "llava_gqa", "llava_next", "llava_onevision")
 TILED = ("llava_next", "llava_onevision")  # pictures in a base crop and tiles
 NO_CLS = ("llava_siglip", "llava_onevision")
 UNSUPPORTED = {  # these must refuse; see test_refusals
-    (key, host) for key in ("fastervlm", "prumerge_plus") for host in NO_CLS
+    (key, host) for key, method in METHODS.items() if method.needs_cls for host in NO_CLS
 }
+# Methods that are written once more, from their papers, in reference*.py. Any other one is held
+# against its own answers; see reference_answers.py.
+OWN_REFERENCE = (
+    "vanilla", "random", "uniform", "avgpool", "downsample", "tome", "divprune", "prumerge_plus",
+    "fastv", "fastervlm", "visionzip", "visionzip_mean", "early_exit", "aim", "aim_mask",
+    "pyramiddrop", "gsearch", "sparsevlm", "sparsevlm_rank", "sgl",
+)  # fmt: skip
 # Methods that act while an answer is decoded and leave visual tokens alone: contracts about kept
 # tokens, and about passes that decode nothing, do not speak of them. See tests/methods.
-DEPTH = ("early_exit",)
+DEPTH = tuple(key for key, method in METHODS.items() if issubclass(method, DepthPolicy))
 UNTRACED = DEPTH
 ADAPTIVE = tuple(key for key, method in METHODS.items() if method.adaptive)
 PAIRS = [
@@ -82,7 +92,18 @@ def make(key: str, kept: int = KEPT) -> Method:
         return SparseVLMRank(scale=kept / 3, bias=1.0)
     if key in ("visionzip", "visionzip_mean") and kept < PATCHES:
         return {"visionzip": VisionZip, "visionzip_mean": VisionZipMean}[key](kept - 2, 2)
-    return METHODS[key].for_budget(kept, PATCHES)
+    if issubclass(METHODS[key], DepthPolicy):
+        return METHODS[key].for_budget(PATCHES, PATCHES)
+    method = METHODS[key].for_budget(kept, PATCHES)
+    return with_tiny_guide(method) if isinstance(method, GuidedReducer) else method
+
+
+def several_cuts(key: str) -> bool:
+    """Whether a method without a reference of its own says itself what is left at which layer."""
+    method = make(key)
+    if key in OWN_REFERENCE or not isinstance(method, LayerReducer) or method.masks_only:
+        return False
+    return len(method.layers(LAYERS)) > 1 or isinstance(method, EncoderReducer)
 
 
 def layer_tokens(key: str, picture: Picture, host: str) -> list[int]:
@@ -102,7 +123,25 @@ def layer_tokens(key: str, picture: Picture, host: str) -> list[int]:
             pool = int(0.3 * (counts[-1] - kept)) + 1
             counts.append(kept + pool // 10 + 1)
         return counts
+    if several_cuts(key):  # what it says of the picture alone; that it keeps the budget is tested
+        return traced_tokens(key, picture, host)
+    method = make(key)
+    if key not in OWN_REFERENCE and not isinstance(method, EncoderReducer):
+        (cut,) = method.layers(LAYERS)
+        return (
+            [whole] * LAYERS
+            if method.masks_only
+            else ([whole] * cut + [KEPT * crops] * (LAYERS - cut))
+        )
     return [KEPT * crops] * LAYERS
+
+
+def traced_tokens(key: str, picture: Picture, host: str) -> list[int]:
+    """Visual tokens of a picture at each decoder layer, by the trace of a run with it alone."""
+    model = model_for(host)
+    with make(key).on(model) as trace, torch.no_grad():
+        model(**prompt(host, [[3, picture, 5]]))
+    return [int(count) for count in trace.tokens_per_layer]
 
 
 @cache
@@ -152,6 +191,19 @@ class Guided(SGL):
     def on(self, model: Any, placeholders: torch.Tensor | None = None) -> Any:
         """As SGL's own."""
         return SGL(self.kept_tokens, self.depth, guide=guide_for(model)).on(model, placeholders)
+
+
+def with_tiny_guide(method: GuidedReducer) -> GuidedReducer:
+    """A guided method with the tiny guide of whichever model it is put on."""
+    kind = type(method)
+
+    class WithTinyGuide(kind):  # type: ignore[misc, valid-type]
+        def on(self, model: Any, placeholders: torch.Tensor | None = None) -> Any:
+            """As the method's own."""
+            return kind.on(replace(self, guide=guide_for(model)), model, placeholders)
+
+    own = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+    return WithTinyGuide(**own)
 
 
 def build(host: str, attention: str = "sdpa") -> PreTrainedModel:

@@ -18,7 +18,7 @@ FLOORS = (
     ("verdicts",),
     ("report",),
     ("studies", "probes", "bench"),
-    ("reproduce",),
+    ("reproduce", "scaffold"),
 )
 FRONT = "frugalvlm"  # the package's front knows all floors
 FLOOR_OF = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

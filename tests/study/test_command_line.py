@@ -32,7 +32,7 @@ def test_every_task_has_a_line_of_help():
     assert len(tasks) <= 12
 
 
-def test_papers_lists_all_thirteen():
+def test_papers_lists_all():
     done = _invoke("papers", COLUMNS="160")
     assert done.returncode == 0, done.stderr
     assert all(key in done.stdout for key in KEYS)

@@ -13,11 +13,18 @@ import pytest
 import yaml
 
 from frugalvlm import paths
+from frugalvlm.methods import METHODS, VARIANTS
 from frugalvlm.papers import paper as papers
-from frugalvlm.papers.paper import KEYS, SCALES, Paper, load_paper
+from frugalvlm.papers.paper import SCALES, Paper, keys, load_paper
 from frugalvlm.paths import project_root
 from frugalvlm.report.display import labels_of
 
+KEYS = keys()
+# The survey: papers from the turn of November to December 2024. Others may join them.
+SURVEYED = (
+    "dyvte", "atp_llava", "gsearch", "early_exit", "fastervlm", "vlsi", "cegi", "aim", "sgl",
+    "safe", "flashsloth", "visionzip", "nvila",
+)  # fmt: skip
 AVERAGE_TOLERANCE = 0.15  # cells and averages are printed to one decimal
 SECOND_HAND = re.compile(
     r"secondary|not checked|unverified|read off|re-run by others|third-party|inferred|presum"
@@ -46,17 +53,20 @@ def copied(tmp_path: Path) -> Path:
 # --- every paper ---------------------------------------------------------------------------
 
 
-def test_thirteen_papers_and_no_stray_file() -> None:
+def test_the_surveyed_papers_and_no_stray_file() -> None:
     names = Counter(p.name for p in (paths.data_dir() / "papers").iterdir())
     assert names == Counter([f"{k}.csv" for k in KEYS] + [f"{k}.yaml" for k in KEYS])
     assert [p.key for p in papers.all_papers()] == list(KEYS)
-    assert len(KEYS) == 13
+    assert tuple(key for key in KEYS if key in SURVEYED) == SURVEYED
+    numbers = [load_paper(key).arxiv for key in KEYS]
+    assert numbers == sorted(numbers)
 
 
 def test_figures_are_numbers_with_a_source(paper: Paper) -> None:
     frame = paper.figures
     assert tuple(frame.columns) == papers.COLUMNS
-    assert set(frame["paper"]) == {paper.key}
+    assert set(frame["paper"]) <= {paper.key}
+    assert paper.key not in SURVEYED or len(frame)
     assert frame["value"].map(math.isfinite).all()
     assert frame["verified"].dtype == bool
     tokens = frame["visual_tokens"].dropna()
@@ -100,10 +110,10 @@ def test_what_was_read_and_what_was_not(key: str, verified: int, unverified: int
 
 
 def test_description_is_complete(paper: Paper) -> None:
-    assert re.fullmatch(r"\d{4}\.\d{5}", paper.arxiv)
+    assert re.fullmatch(r"\d{4}\.\d{4,5}", paper.arxiv)
     assert paper.url.startswith(f"https://arxiv.org/abs/{paper.arxiv}")
-    assert paper.year == 2024  # all from the turn of November to December
-    assert len(paper.authors) >= 4
+    assert paper.year == 2024 or paper.key not in SURVEYED
+    assert len(paper.authors) >= (4 if paper.key in SURVEYED else 1)
     assert 300 < len(paper.summary) < 1000
     assert paper.kind
     assert len(paper.evidence) > 60
@@ -124,7 +134,13 @@ COMPUTED = {
 
 def test_what_is_computed(paper: Paper) -> None:
     done = {scale for scale, state in paper.status.items() if state != "planned"}
-    assert done == COMPUTED.get(paper.key, set())
+    assert done == COMPUTED.get(paper.key, set()) or paper.key not in SURVEYED
+
+
+def test_computed_tables_hold_methods_that_the_kit_knows(paper: Paper) -> None:
+    for table in paper.tables:  # others hold what a study makes of methods
+        if table is paper.pocket_table or table.pocket_model or table.id == "blueprint":
+            assert {row.method for row in table.rows} <= METHODS.keys() | VARIANTS.keys(), table.id
 
 
 def test_what_counts_as_reproduced_is_published(paper: Paper) -> None:
@@ -135,7 +151,7 @@ def test_what_counts_as_reproduced_is_published(paper: Paper) -> None:
 
 def test_claims_say_where_they_can_be_tested(paper: Paper) -> None:
     ids = [claim.id for claim in paper.claims]
-    assert len(ids) == len(set(ids)) >= 4
+    assert len(ids) == len(set(ids)) >= (4 if paper.key in SURVEYED else 1)
     for claim in paper.claims:
         assert claim.text, claim.id
         assert claim.where, claim.id

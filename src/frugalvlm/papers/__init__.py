@@ -1,8 +1,9 @@
 """What the papers say: citation, reported figures, claims, layouts of their tables."""
 
+from typing import Any
+
 from frugalvlm.papers.paper import (
     COLUMNS,
-    KEYS,
     KINDS,
     QUANTITY_KINDS,
     RELATIONS,
@@ -16,17 +17,19 @@ from frugalvlm.papers.paper import (
     Column,
     LayoutModel,
     Paper,
+    PaperFormatError,
     Row,
     Table,
     UnknownPaperError,
     Unverified,
     all_papers,
+    keys,
     load_paper,
+    readable_paper,
 )
 
 __all__ = [
     "COLUMNS",
-    "KEYS",
     "KINDS",
     "QUANTITY_KINDS",
     "RELATIONS",
@@ -40,10 +43,19 @@ __all__ = [
     "Column",
     "LayoutModel",
     "Paper",
+    "PaperFormatError",
     "Row",
     "Table",
     "UnknownPaperError",
     "Unverified",
     "all_papers",
+    "keys",
     "load_paper",
+    "readable_paper",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "KEYS":
+        return keys()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -83,9 +83,9 @@ def accuracy_table(
     scale = scored.setting.get("scale", scale)
     total = scored.total or total_at(layout.model, scale)
     others = {row.paper for row in layout.rows if row.paper is not None}
-    sources: dict[str | None, Paper] = {
+    sources: dict[str | None, Paper | None] = {
         None: paper,
-        **{key: load_paper(key, folder=paper.folder) for key in others},
+        **{key: paper.other(key) for key in others},
     }
     lines, heading_of = [], {}
     for row, budget in _lines_of(layout):
@@ -141,7 +141,7 @@ def _lines_of(layout: papers.Table) -> list[tuple[papers.Row, Budget | None]]:
 
 
 def _accuracy_line(
-    source: Paper,
+    source: Paper | None,
     layout: papers.Table,
     row: papers.Row,
     budget: Budget | None,
@@ -211,9 +211,15 @@ def _numbers(
 
 
 def _printed(
-    source: Paper, layout: papers.Table, row: papers.Row, column: Column, budget: Budget | None
+    source: Paper | None,
+    layout: papers.Table,
+    row: papers.Row,
+    column: Column,
+    budget: Budget | None,
 ) -> _Beside:
     """A printed number, from `source`; its retention only where that is the table's own paper."""
+    if source is None:  # its files cannot be used, which was said
+        return _Beside()
     value = source.printed(layout, replace(row, paper=None), column, budget)
     if value is None:
         return _Beside()

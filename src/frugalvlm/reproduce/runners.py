@@ -22,7 +22,7 @@ from frugalvlm.runs.attention import attention_run
 from frugalvlm.runs.blueprint import blueprint, count
 from frugalvlm.runs.efficiency import efficiency_run
 from frugalvlm.runs.identity import code_hash
-from frugalvlm.runs.layout import ScaleError, plan_of, planned, pocket_table
+from frugalvlm.runs.layout import ScaleError, check_methods, plan_of, planned, pocket_table
 from frugalvlm.runs.options import Options, folders_of, pocket_setting
 from frugalvlm.runs.setting import Reporter, Setting, Silent
 from frugalvlm.studies import study_of
@@ -151,6 +151,7 @@ def run_blueprint(
             f"The costs of '{key}' are not counted at the blueprint scale yet; "
             "`invoke papers` shows which papers are."
         )
+    check_methods(table)
     places = [place / "records" for place in folders_of(key, "blueprint")]
     folder = places[0]
     records.clear_left_over(folder)

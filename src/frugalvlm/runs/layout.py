@@ -6,9 +6,10 @@ from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm.errors import FrugalError
 from frugalvlm.hosts import host_for
-from frugalvlm.methods import Method, method_class
+from frugalvlm.methods import METHODS, VARIANTS, Method, method_class
 from frugalvlm.methods.schedules import at_mean
 from frugalvlm.papers import Paper, Table
+from frugalvlm.papers.classes import suggestion
 from frugalvlm.runs.guides import with_guide
 from frugalvlm.runs.options import Options
 from frugalvlm.views import Shape
@@ -32,6 +33,22 @@ def pocket_table(paper: Paper) -> Table:
     )
 
 
+def check_methods(table: Table) -> None:
+    """Refuse, before anything is run, a layout with a method that the kit does not know.
+
+    Raises:
+        ScaleError: names the row and what to do.
+    """
+    known = {**METHODS, **VARIANTS}
+    for row in table.rows:
+        if row.method not in known:
+            raise ScaleError(
+                f"Row '{row.method}' of layout '{table.id}' is none of the kit's methods"
+                f"{suggestion(row.method, known)}: correct it in the paper's YAML file, or add the "
+                f"method with `invoke new --method {row.method}`."
+            )
+
+
 def rows_of(table: Table, options: Options) -> list[tuple[str, int]]:
     """Method and budget of every row: the baseline first, then budget by budget."""
     tokens = table.model.pocket_tokens
@@ -49,6 +66,7 @@ def plan_of(
     table: Table, options: Options, model: PreTrainedModel, processor: ProcessorMixin
 ) -> list[tuple[Method, int]]:
     """Method and budget of every row, for a model; with a small model where a method needs one."""
+    check_methods(table)
     shape = host_for(model).shape
     plan = [(planned(table, key, b, shape), b) for key, b in rows_of(table, options)]
     return with_guide(plan, options, processor)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from frugalvlm.papers import KEYS
+from frugalvlm.papers import keys
 from frugalvlm.paths import results_places, work_dir
 from frugalvlm.runs.records import clear_left_over
 from frugalvlm.runs.setting import Setting
@@ -73,7 +73,7 @@ def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -
     clear_left_over(own)
     others = [
         folder / beside / "records"
-        for paper in KEYS
+        for paper in keys()
         if paper != key
         for folder in folders_of(paper, "pocket")
     ]
