@@ -16,7 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from frugalvlm.report.comparison import CLOSE, DOMINATED, FAMILIES, FRONT, Comparison
+from frugalvlm.report.comparison import CLOSE, DOMINATED, FRONT, Comparison
+from frugalvlm.report.comparison_runs import FAMILIES
 
 __all__ = ["benchmarks_plot", "energy_plot", "pareto_plot", "speed_plot", "tax_plot", "tokens_plot"]
 

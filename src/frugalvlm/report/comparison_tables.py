@@ -9,7 +9,8 @@ import pandas as pd
 
 from frugalvlm import measure
 from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, between, plus_minus
-from frugalvlm.report.comparison import Comparison, method_of
+from frugalvlm.report.comparison import Comparison
+from frugalvlm.report.comparison_runs import method_of
 from frugalvlm.report.cost_tables import rankable
 from frugalvlm.report.display import Block, Cell, Table
 from frugalvlm.verdicts.ranking import RESAMPLES, rank

@@ -10,7 +10,8 @@ import pandas as pd
 from frugalvlm.formats import NONE_PRINTED
 from frugalvlm.papers import SCALES
 from frugalvlm.report.display import Block, Cell, Table
-from frugalvlm.verdicts.verdicts import STATUSES, Verdict, asked, with_interval
+from frugalvlm.verdicts.decision import STATUSES, Verdict
+from frugalvlm.verdicts.wording import asked, with_interval
 
 _STYLES = {
     "reproduced": "green",
