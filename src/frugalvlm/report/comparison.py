@@ -28,6 +28,7 @@ from frugalvlm.pocket.installed import WeightsError
 from frugalvlm.report.comparison_runs import BASELINE, Run, family_of, method_labels
 from frugalvlm.report.display import facts_of, setting_lines
 from frugalvlm.report.notebooks import execute
+from frugalvlm.report.pages import relink
 from frugalvlm.runs import records as rec
 from frugalvlm.runs.records import Record
 from frugalvlm.verdicts.guard import Guard
@@ -335,7 +336,9 @@ def build() -> list[Path]:
     """
     gather()
     source, target = project_root() / "notebooks" / "compare", results_dir() / "compare"
-    return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", {}) for n in NOTEBOOKS]
+    pages = [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", {}) for n in NOTEBOOKS]
+    relink(results_dir())
+    return pages
 
 
 def _installed(setting: Mapping[str, Any]) -> bool:

@@ -38,10 +38,8 @@ def terminal_table(
     """
     widths = _widths(headers, blocks)
     gap = 1 if fits(headers, blocks, width) else 0
-    # Names of several words take several lines where a row gets too long.
-    names = [headers[0], *(row[0] for _, rows in blocks for row in rows)]
-    word = max((len(word) for name in names for word in name.split()), default=0)
-    widths[0] = max(word, min(widths[0], widths[0] + width - _total(widths, gap)))
+    room = width - _total(widths, gap)
+    widths[0] = max(_word(headers, blocks), min(widths[0], widths[0] + room))
 
     def table(rows: Rows, show_header: bool) -> RichTable:
         # Rich knows no cell over all columns, so each block is a table of its own, equally wide.
@@ -66,8 +64,19 @@ def terminal_table(
 
 
 def fits(headers: Sequence[str], blocks: Blocks, width: int) -> bool:
-    """Whether every cell has its place in a terminal so wide, with two blanks between columns."""
-    return _total(_widths(headers, blocks), 1) <= width
+    """Whether every cell has its place in a terminal so wide, with two blanks between columns.
+
+    Names (the first column) of several words may take several lines.
+    """
+    widths = _widths(headers, blocks)
+    widths[0] = min(widths[0], _word(headers, blocks))
+    return _total(widths, 1) <= width
+
+
+def _word(headers: Sequence[str], blocks: Blocks) -> int:
+    """The longest word of the first column."""
+    names = [headers[0], *(row[0] for _, rows in blocks for row in rows)]
+    return max((len(word) for name in names for word in name.split()), default=0)
 
 
 def _total(widths: Sequence[int], gap: int) -> int:

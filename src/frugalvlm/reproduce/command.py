@@ -15,6 +15,7 @@ from rich.console import Console
 from frugalvlm.loading import load_vlm
 from frugalvlm.papers import Paper, all_papers, load_paper
 from frugalvlm.report.notebooks import execute_paper_notebook
+from frugalvlm.report.pages import relink
 from frugalvlm.reproduce.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.reproduce.printed import print_closing, print_report, print_summary
 from frugalvlm.reproduce.progress import Bars, progress
@@ -111,6 +112,7 @@ def reproduce_all(
             made[key] = RUNNERS[scale](key, options, reporter)
     if scale == "pocket":
         _side_by_side([Part(key, "page") for key in keys], options, console)
+        relink(folder_of(keys[0], scale).parents[1])
     print_summary(made, scale, time.monotonic() - started, console)
     return [folder_of(key, scale) for key in keys]
 
