@@ -13,6 +13,7 @@ from frugalvlm.methods import VisionZip
 from frugalvlm.papers.paper import load_paper
 from frugalvlm.report import tables
 from frugalvlm.report.tables import NOT_MEASURED, accuracy_table
+from frugalvlm.runs.options import QUESTIONS, sizes_for
 from frugalvlm.runs.records import MixedSettingError, RecordError
 from frugalvlm.verdicts.scored import Scored, contrast
 
@@ -300,6 +301,20 @@ def test_an_interval_stays_on_one_line_of_a_page(full) -> None:
     assert all("[" in s or "±" in s for s in spans)
     assert len(re.findall(r"\[[\d.]+, [\d.]+\]", re.sub(r"<span>[^<]+</span>", "", page))) == 0
     assert "td span,.frugalvlm th span,.frugalvlm p span{white-space:nowrap}" in page
+
+
+def test_a_trial_says_that_it_measured_less(make) -> None:
+    assert sizes_for(QUESTIONS) == {"n": QUESTIONS, "repeats": 9, "energy_window_s": 1.0}
+    whole, hundred, twenty = (sizes_for(n) for n in (QUESTIONS, 100, 20))
+    for name in ("repeats", "energy_window_s"):
+        assert whole[name] > hundred[name] > twenty[name]
+    record = make.efficiency()
+    said = " ".join(tables.efficiency_table([record]).caption)
+    assert "A trial" not in said
+    record["request"] |= {k: v for k, v in twenty.items() if k != "n"}
+    for table in (tables.efficiency_table([record]), tables.energy_table([record])):
+        text = " ".join(table.caption)
+        assert "3 rounds instead of 9, modelled energy over 0.2 s instead of 1 s" in text
 
 
 def test_efficiency_of_two_machines_is_refused(make) -> None:

@@ -21,6 +21,7 @@ from frugalvlm.report.display import (
     name_of,
     setting_lines,
 )
+from frugalvlm.runs.options import ROUNDS, WINDOW_S
 from frugalvlm.runs.records import Record, latest, one_setting, select
 
 
@@ -74,6 +75,7 @@ def efficiency_table(records: Iterable[Record], paper: Paper | str | None = None
             f"{request.get('repeats', '?')} rounds. Speed-up: time of the untouched model over "
             "time with the method, paired by round; vision tower and selection included. Peak "
             f"memory: {rows[0].get('peak_method', '?') if rows else '?'}.",
+            *_shortened(request),
             REALISED,
         ),
         data=pd.DataFrame(data),
@@ -125,6 +127,17 @@ def _counted_numbers(
         "kv_visual_bytes": row["kv_visual_bytes"],
         "kv_visual_ratio": row["kv_visual_bytes"] / base["kv_visual_bytes"],
     }
+
+
+def _shortened(request: Mapping[str, Any]) -> list[str]:
+    """A sentence where a trial measured with fewer rounds or shorter windows than usual."""
+    rounds, window = request.get("repeats", ROUNDS), request.get("energy_window_s", WINDOW_S)
+    if rounds >= ROUNDS and window >= WINDOW_S:
+        return []
+    return [
+        f"A trial of few questions: {rounds} rounds instead of {ROUNDS}, modelled energy over "
+        f"{window:g} s instead of {WINDOW_S:g} s; intervals are wider, and energy is rougher."
+    ]
 
 
 REALISED = (
@@ -325,6 +338,7 @@ def energy_table(records: Iterable[Record], paper: Paper | str | None = None) ->
             "Modelled figures come from a model of the machine's power and not from a counter: "
             "they are shown for orientation and neither ranked nor compared.",
             *([f"Why not measured or not reliable: {'; '.join(reasons)}."] if reasons else []),
+            *(_shortened(known[-1]["request"]) if known else []),
         ),
         data=pd.DataFrame(data),
         facts=facts,
