@@ -34,7 +34,7 @@ def papers(c: Context):
         "paper": "key of the paper, see `invoke papers`",
         "all_": "every paper that runs at this scale, sharing what can be shared",
         "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
-        "n": "questions per benchmark; 0: 300 for one paper, 100 for all",
+        "n": "questions per benchmark; 0: 300 for one paper, 100 for all; fewer measure shorter",
         "model": "embedded model, folder or Hub id",
         "revision": "branch, tag or commit of a Hub model",
         "device": "cpu or cuda",
@@ -47,13 +47,13 @@ def reproduce(
 ):  # fmt: skip
     """Reproduce a paper's tables, or all of them: runs, verdicts, executed notebook, HTML page."""
     from frugalvlm.reproduce import command as study
-    from frugalvlm.runs import options as known
+    from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS, QUICK, Options, sizes_for
 
     if bool(paper) == all_:
         raise Exit("Give either --paper KEY (`invoke papers` lists them) or --all.", code=2)
-    options = known.Options(
-        **(known.QUICK if all_ and not n else {"n": n or known.QUESTIONS}),
-        model=model or known.POCKET_MODEL,
+    options = Options(
+        **sizes_for(n or (QUICK["n"] if all_ else QUESTIONS)),
+        model=model or POCKET_MODEL,
         revision=revision,
         device=device,
         force=force,

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from transformers import DynamicCache, EncoderDecoderCache
@@ -116,3 +119,18 @@ def test_cuda_peak():
     peak = peak_memory_bytes(lambda: torch.empty(2**20, device="cuda"), "cuda")
     assert peak.bytes == 4 * 2**20
     assert "max_memory_allocated" in peak.method
+
+
+def test_torchs_lines_about_older_blocks_are_dropped_and_no_others():
+    script = (
+        "import os, torch\n"
+        "from frugalvlm import measure\n"
+        "old = [torch.randn(1000, 1000)]\n"
+        "def fn():\n"
+        "    old[0] = old[0].clone()  # frees a block that the profile never saw\n"
+        "    os.write(2, b'a word of another\\n')\n"
+        "print(measure.peak_memory_bytes(fn).bytes)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout.strip() == str(4 * 1000 * 1000)
+    assert done.stderr == "a word of another\n"

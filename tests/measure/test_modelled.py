@@ -1,12 +1,15 @@
 import importlib.resources
+import inspect
 import json
 import socket
 import threading
 import time
 
 import pytest
+from codecarbon import OfflineEmissionsTracker
 
 from frugalvlm.measure import GRID_FACTOR_G_PER_KWH, ModelledMeter, carbon_g, measure_energy
+from frugalvlm.measure.modelled import SETTINGS
 
 
 @pytest.fixture
@@ -47,6 +50,43 @@ def test_modelled_figure_is_quiet_offline_and_not_rankable(no_network, tmp_path,
     assert list(tmp_path.iterdir()) == []  # no csv, no log
     assert capfd.readouterr() == ("", "")
     assert threading.active_count() == threads
+
+
+HOSTILE = {
+    "force_cpu_power": "0.5", "force_ram_power": "0.01", "pue": "3", "wue": "2",
+    "tracking_mode": "machine", "measure_power_secs": "1000", "allow_multiple_runs": "false",
+    "cloud_provider": "aws", "cloud_region": "us-east-1", "force_mode_cpu_load": "false",
+    "force_carbon_intensity_g_co2e_kwh": "1", "region": "california", "gpu_ids": "0",
+    "experiment_id": "mine", "api_key": "secret", "output_dir": "/no/such/folder",
+}  # fmt: skip
+
+
+def _told() -> dict:
+    with ModelledMeter() as meter:
+        powers = [getattr(part, "tdp", None) and part.tdp for part in meter.tracker._hardware]
+        return {**meter.tracker._conf, "tdp": powers}
+
+
+@pytest.mark.parametrize("where", ["environment", "file"])
+def test_the_users_own_configuration_changes_nothing(no_network, tmp_path, monkeypatch, where):
+    expected = _told()
+    if where == "environment":
+        for name, value in HOSTILE.items():
+            monkeypatch.setenv(f"CODECARBON_{name.upper()}", value)
+    else:
+        lines = ["[codecarbon]", *(f"{name} = {value}" for name, value in HOSTILE.items())]
+        (tmp_path / ".codecarbon.config").write_text("\n".join(lines))
+    assert {name: _told().get(name) for name in expected} == expected
+
+
+def test_the_tracker_is_told_all_that_it_can_be_told():
+    """A setting that codecarbon adds would come from the user's files until it stands here."""
+    known = set()
+    for cls in OfflineEmissionsTracker.__mro__[:-1]:
+        known |= {p.name for p in inspect.signature(cls.__init__).parameters.values()
+                  if p.kind is not p.VAR_POSITIONAL and p.kind is not p.VAR_KEYWORD}  # fmt: skip
+    old = {name for name in known if name.startswith("save_to_")} | {"co2_signal_api_token"}
+    assert known - old - {"self"} == set(SETTINGS)
 
 
 def test_the_tracker_stops_after_an_exception(no_network):

@@ -17,6 +17,7 @@ from frugalvlm.paths import project_root
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.report import notebooks
+from frugalvlm.report.pages import FigurelessError
 
 SOURCES = sorted((project_root() / "notebooks").rglob("*.ipynb"))
 SMALL = {
@@ -157,6 +158,28 @@ def test_execution_gives_a_notebook_and_a_page(tmp_path):
     assert "n is 42" in str(nbformat.read(tmp_path / "out" / "small.ipynb", as_version=4))
     assert not list((tmp_path / "out").glob("*.failed*"))
     assert str(tmp_path) not in (tmp_path / "out" / "small.ipynb").read_text()
+
+
+FIGURE = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+
+
+def test_a_shells_backend_does_not_take_the_figures_away(tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    page = notebooks.execute(_notebook(tmp_path, FIGURE), tmp_path / "out" / "small.ipynb", {})
+    assert "data:image/png" in page.read_text()
+
+
+def test_a_page_without_its_figures_is_a_failure(tmp_path):
+    cell = f"import matplotlib\nmatplotlib.use('Agg')\n{FIGURE}"
+    with pytest.raises(FigurelessError, match=r"1 cells, but only 0 hold a picture"):
+        notebooks.execute(_notebook(tmp_path, cell), tmp_path / "out.ipynb", {})
+    assert not (tmp_path / "out.html").exists()
+    assert (tmp_path / "out.failed.ipynb").is_file()
+
+
+def test_the_kernel_starts_without_a_word(tmp_path, capfd):
+    notebooks.execute(_notebook(tmp_path, "print(n)"), tmp_path / "out.ipynb", {})
+    assert "TCP" not in capfd.readouterr().err
 
 
 def test_unknown_parameters_are_refused_before_anything_runs(tmp_path):

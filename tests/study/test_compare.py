@@ -173,7 +173,7 @@ def test_draws_are_those_of_the_tables(compared):
 def test_the_ranking_says_where_it_is_none(compared):
     table = compare_tables.ranking_table(compared)
     (block,) = table.blocks
-    assert "visionzip, 16 tokens" in block.heading
+    assert "VisionZip, 16 tokens" in block.heading
     assert "1 of 3 pairs cannot be told apart" in block.heading
     data = table.data.set_index("method")
     assert data["rank"].to_dict() == {"visionzip": 1, "fastv": 2, "random": 3}
@@ -209,6 +209,17 @@ def test_two_share_a_letter_exactly_when_not_told_apart(seed):
     assert all(given.values())
     for (a, b), different in differ.items():
         assert (not set(given[a]) & set(given[b])) is different
+
+
+def test_holm_of_many_pairs_is_the_step_down_rule_to_the_last_bit():
+    p = {i: float(x) for i, x in enumerate(np.random.default_rng(0).random(200) ** 4)}
+    p |= {200 + i: p[i] for i in range(20)}  # ties
+    expected, largest = {}, 0.0
+    for i, name in enumerate(sorted(p, key=lambda k: p[k])):
+        largest = max(largest, min(1.0, (len(p) - i) * p[name]))
+        expected[name] = largest
+    assert ranking.holm(p) == expected
+    assert ranking.holm({}) == {}
 
 
 def test_holm_by_hand():
@@ -292,6 +303,70 @@ def test_figures_say_what_they_show(compared):
         for word in ("pocket scale", f"n = {N}", "interval"):
             assert word in said, draw.__name__
         plt.close(figure)
+
+
+def test_every_method_has_a_panel_of_its_own_and_the_rest_is_grey(compared):
+    figure = compare_plots.tokens_plot(compared)
+    labels = {run.label for run in compared.whole}
+    assert {ax.get_title(loc="left") for ax in figure.axes} == labels
+    for ax in figure.axes:
+        strong = [line for line in ax.lines if line.get_color() not in ("0.4", "0.82")]
+        assert {tuple(line.get_xdata()) for line in strong if len(line.get_xdata())} >= {
+            tuple(run.tokens for run in compared.whole if run.label == ax.get_title(loc="left"))
+        }
+    plt.close(figure)
+
+
+def test_few_methods_are_in_colour_one_for_each_place(compared):
+    strong = compare_plots.leaders(compared)
+    assert len(strong) == len(set(strong.values()))
+    assert set(strong.values()) == {run.family for run in compared.whole}
+    figure = compare_plots.benchmarks_plot(compared)
+    said = [text.get_text() for text in figure.legends[0].texts]
+    assert said[-1] == "all other methods"
+    assert len(said) == len(strong) + 1
+    plt.close(figure)
+
+
+def test_the_front_is_numbered_and_its_methods_are_named(compared):
+    figure = compare_plots.pareto_plot(compared)
+    front = compared.front()
+    best = front[front["state"] == FRONT]["label"]
+    said = [text.get_text() for legend in figure.legends for text in legend.texts]
+    named = [text for text in said if text[0].isdigit()]
+    assert {text.split("  ", 1)[1] for text in named} == set(best)
+    shown = {text.get_text() for text in figure.axes[0].texts}
+    assert {text.split("  ")[0] for text in named} <= shown
+    plt.close(figure)
+
+
+def test_flops_and_time_are_compared_by_their_ratio(make, found):
+    record = found["visionzip"][-1]
+    speeds = {"visionzip": 3.0, "fastv": 1.25, "random": 100 / 30.1}
+    for row in record["rows"][1:]:
+        speed = speeds[row["method"]]
+        row["prefill_speedup"] = {"median": speed, "low": speed, "high": speed, "n": 9}
+    compared = _compared(make, found)
+    table = compare_tables.realised_table(compared)
+    (block,) = table.blocks
+    # FastV promises 100 / 40 = 2.5 and gives 1.25; VisionZip 3 of 100 / 30; random all of it.
+    # By the difference of both FastV (1.25) would also stand first; by the ratio the order is sure.
+    assert [(row[0].short, row[-1].short) for row in block.rows] == [
+        ("FastV", "50 %"), ("VisionZip", "90 %"), ("random", "100 %"),
+    ]  # fmt: skip
+    shown = {row[0].short: row[6].short for b in compare_tables.cost_table(compared).blocks
+             for row in b.rows}  # fmt: skip
+    assert shown == {"FastV": "50 %", "VisionZip": "90 %", "random": "100 %"}
+
+
+def test_a_method_named_by_markup_is_a_text_in_every_table(make, found):
+    hostile = "<b onclick=x>zip</b>"
+    run = [make.accuracy(hostile, 16, name, 0.5, n=N) for name in COLUMNS]
+    compared = _compared(make, {**found, "visionzip": [*found["visionzip"], *run]})
+    for table in (compare_tables.accuracy_table(compared), compare_tables.ranking_table(compared)):
+        page = table.to_html()
+        assert "&lt;b onclick=x&gt;zip" in page
+        assert "<b onclick" not in page
 
 
 def test_labels_are_those_of_the_papers(compared):

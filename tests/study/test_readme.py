@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS, load_benchmark
+from frugalvlm.benchmarks.base import without_pictures
 from frugalvlm.papers.paper import KEYS, load_paper
+from frugalvlm.report.tables import accuracy_table
 from frugalvlm.reproduce import readme
 from frugalvlm.reproduce.readme import ReadmeError
 from frugalvlm.runs import records
@@ -129,6 +131,67 @@ def test_partial_records_do_not_reach_the_readme(results: Path) -> None:
 def test_a_marker_without_its_partner_is_an_error(broken: str, tmp_path: Path) -> None:
     with pytest.raises(ReadmeError, match="needs its"):
         readme.render(broken, tmp_path)
+
+
+def _rows(block: str) -> list[list[str]]:
+    lines = [line for line in block.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_short_table_holds_means_and_the_papers_own(results: Path) -> None:
+    # One benchmark is no suite; all six are needed for a mean.
+    folder = results / "pocket" / "visionzip" / "records"
+    for record in [records.read_record(path) for path in sorted(folder.glob("*bbbb*.json"))]:
+        right = [answer != "wrong" for _, answer in record["answers"]]
+        for name in readme.BENCHMARKS:
+            if name == "pocket-gqa":
+                continue
+            rows = list(without_pictures(load_benchmark(name).dataset("test", 12)))
+            answers = [[r["question_id"], r["answer"] if right[i % 12] else "wrong"]
+                       for i, r in enumerate(rows)]  # fmt: skip
+            own = record | {"answers": answers}
+            own["request"] = record["request"] | {"benchmark": name}
+            own["counts"] = {"asked": len(rows), "answered": len(rows), "failed": 0}
+            method = record["request"]["method"]["method"]
+            records.write(folder / f"{name}-{method}.json", own)
+    made = readme.render(text("table1-short"), results)
+    head, _, *rows = _rows(made)
+    assert head == ["method", "48 of 144 tokens", "32 of 144 tokens", "16 of 144 tokens"]
+    assert len(rows) <= 8
+    assert len(head) <= 5
+    (own,) = [row for row in rows if row[0] == "VisionZip"]
+    assert own[1:3] == ["not measured", "not measured"]
+    newest = records.newest_setting(records.read_records(folder))
+    data = accuracy_table("visionzip", "table1", newest).data
+    mean = data[(data["benchmark"] == "mean") & (data["method"] == "visionzip")]
+    value = mean[mean["budget"] == 16].iloc[0]["retention"]
+    assert own[3].startswith(f"{value:.1f} ±")
+    assert own[3].endswith("(92.7)")
+
+
+def test_claims_are_counted_apart_from_the_kits_own_controls() -> None:
+    made = readme.render(text("claims-short"))
+    head, _, *rows = _rows(made)
+    assert head == ["paper", "claims of the paper", "controls of this kit", "not testable here"]
+    assert len(rows) <= 13
+    shown = {row[0]: row[1:] for row in rows}
+    results, words = readme.project_root() / "results", {
+        "reproduced": "held", "same direction": "held weaker", "contradicted": "failed",
+        "not significant": "undecided",
+    }  # fmt: skip
+    paper, found = load_paper("visionzip"), []
+    for scale in ("pocket", "blueprint"):
+        folder = results / scale / "visionzip" / "records"
+        made_here = records.newest_setting(records.read_records(folder))
+        found += all_verdicts(paper, made_here, scale, results)
+    for cell, origin in zip(shown["VisionZip"], ("paper", "kit"), strict=False):
+        counts = Counter(v.status for v in found
+                         if (v.claim.origin == "paper") == (origin == "paper"))  # fmt: skip
+        expected = [f"{counts[s]} {words[s]}" for s in words if counts[s]]
+        assert cell == ", ".join(expected)
+    ids = {v.claim.id for v in found}
+    tested = {v.claim.id for v in found if v.status in words}
+    assert shown["VisionZip"][2] == str(len(ids - tested))
 
 
 def test_an_unknown_block_lists_the_known_ones(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import time
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
@@ -233,3 +234,14 @@ def test_interval_of_a_mean_is_that_of_means_over_drawn_pictures(shape):
     assert np.stack([low, high]) == pytest.approx(
         np.quantile(values[drawn].mean(1), [0.025, 0.975], axis=0)
     )
+
+
+def test_the_interval_is_scipys_up_to_the_luck_of_the_draws():
+    scores = np.random.default_rng(7).random((80, 1))
+    own = interval(sheet(scores))
+    theirs = bootstrap(
+        (100 * scores[:, 0],), np.mean, n_resamples=20_000, method="percentile", rng=0
+    ).confidence_interval
+    wide = theirs.high - theirs.low
+    assert own.low == pytest.approx(theirs.low, abs=0.05 * wide)
+    assert own.high == pytest.approx(theirs.high, abs=0.05 * wide)

@@ -13,6 +13,7 @@ from frugalvlm.methods import VisionZip
 from frugalvlm.papers.paper import load_paper
 from frugalvlm.report import tables
 from frugalvlm.report.tables import NOT_MEASURED, accuracy_table
+from frugalvlm.runs.options import QUESTIONS, sizes_for
 from frugalvlm.runs.records import MixedSettingError, RecordError
 from frugalvlm.verdicts.scored import Scored, contrast
 
@@ -259,6 +260,61 @@ def test_efficiency_is_relative_to_the_untouched_model(make) -> None:
     assert f"{row['prefill_speedup']:.2f}x" in shown
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= 120
     assert "No records yet" in on_terminal(tables.efficiency_table([]))
+
+
+def test_speed_up_stands_beside_what_the_flops_promise(make) -> None:
+    record = make.efficiency()
+    row = next(r for r in record["rows"] if r["method"] == "visionzip" and r["budget"] == 16)
+    row["flops"], row["prefill_speedup"]["median"] = int(2e9 / 4), 3.0  # a quarter of the FLOPs
+    table = tables.efficiency_table([record], "visionzip")
+    line = table.data[(table.data["method"] == "visionzip") & (table.data["budget"] == 16)].iloc[0]
+    assert line["realised"] == pytest.approx(75)
+    (shown,) = [r for r in table.blocks[-1].rows if r[0].short == "VisionZip"]
+    assert shown[table.headers.index("of FLOPs\nratio")].short == "75 %"
+    assert "FLOPs are not time" in " ".join(table.caption)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "efficiency", "energy", "blueprint"])
+def test_80_columns_show_whole_rows_and_cut_nothing(make, full, name: str) -> None:
+    records = [make.efficiency()]
+    table = {
+        "accuracy": lambda: full,
+        "efficiency": lambda: tables.efficiency_table(records, "visionzip"),
+        "energy": lambda: tables.energy_table(records, "visionzip"),
+        "blueprint": lambda: tables.blueprint_table("visionzip", [make.blueprint()]),
+    }[name]()
+    lines = on_terminal(table, 80).splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert "…" not in "".join(lines)
+    rows = [line for line in lines if line.startswith(("VisionZip  ", "FastV  "))]
+    assert len(rows) == sum(r[0].short in ("VisionZip", "FastV") for b in table.blocks
+                            for r in b.rows)  # fmt: skip
+    start = next(i for i, line in enumerate(lines) if line.startswith("VisionZip  "))
+    assert not lines[start + 1].startswith(" ")  # one line a row
+    text = " ".join(" ".join(lines).split())
+    assert "A wider terminal (120 columns) and the page have everything." in text
+
+
+def test_an_interval_stays_on_one_line_of_a_page(full) -> None:
+    page = full.to_html()
+    spans = re.findall(r"<span>([^<]+)</span>", page)
+    assert all("[" in s or "±" in s for s in spans)
+    assert len(re.findall(r"\[[\d.]+, [\d.]+\]", re.sub(r"<span>[^<]+</span>", "", page))) == 0
+    assert "td span,.frugalvlm th span,.frugalvlm p span{white-space:nowrap}" in page
+
+
+def test_a_trial_says_that_it_measured_less(make) -> None:
+    assert sizes_for(QUESTIONS) == {"n": QUESTIONS, "repeats": 9, "energy_window_s": 1.0}
+    whole, hundred, twenty = (sizes_for(n) for n in (QUESTIONS, 100, 20))
+    for name in ("repeats", "energy_window_s"):
+        assert whole[name] > hundred[name] > twenty[name]
+    record = make.efficiency()
+    said = " ".join(tables.efficiency_table([record]).caption)
+    assert "A trial" not in said
+    record["request"] |= {k: v for k, v in twenty.items() if k != "n"}
+    for table in (tables.efficiency_table([record]), tables.energy_table([record])):
+        text = " ".join(table.caption)
+        assert "3 rounds instead of 9, modelled energy over 0.2 s instead of 1 s" in text
 
 
 def test_efficiency_of_two_machines_is_refused(make) -> None:

@@ -5,6 +5,11 @@ on the same questions share every draw (paired), and different benchmarks are dr
 A draw is a vector of weights, one count per picture, and a metric is computed from weighted sums;
 nothing is scored twice. Intervals are percentile intervals (Efron and Tibshirani 1993, ch. 13); a
 sheet without a single error has no spread to draw from, so its interval is a point.
+
+scipy.stats.bootstrap is not used here: it draws the rows of its samples, builds every resample and
+keeps no draw for the next call. Here a row is a picture with several sums (yes and no questions,
+groups), one set of draws serves some hundred sheets, and the first 2000 of 10,000 draws are the
+2000 of every table; as weights that is one matrix product. Tests hold both against each other.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,10 @@ def kv_cache_bytes(cache: Any) -> KVCacheBytes:
 def _allocation_events(fn: Callable[[], object]) -> list[dict[str, Any]]:
     """The profiler's CPU "[memory]" events in time order, each with Addr and Bytes (< 0: freed)."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else kineto writes lines to stderr
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with (
+        _without_allocator_lines(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+    ):
         fn()
     # The exported trace is the only public place that lists single allocations.
     with tempfile.TemporaryDirectory() as folder:
@@ -103,6 +107,31 @@ def _allocation_events(fn: Callable[[], object]) -> list[dict[str, Any]]:
         events = json.loads(path.read_text())["traceEvents"]
     memory = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == 0]
     return [e["args"] for e in sorted(memory, key=lambda e: e["ts"])]
+
+
+@contextmanager
+def _without_allocator_lines() -> Iterator[None]:
+    """Drop what torch's C++ allocator writes about blocks older than the profile.
+
+    They are meant to be ignored here, and its log level can be set before torch is loaded only.
+    All else that is written to stderr meanwhile comes out at the end.
+    """
+    try:
+        real = os.dup(2)
+    except OSError:  # no stderr at all
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            for line in held:
+                if b"CPUAllocator.cpp" not in line:
+                    os.write(2, line)
 
 
 def _peak(events: list[dict[str, Any]]) -> int:

@@ -9,12 +9,45 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from frugalvlm.measure.energy import GRID_FACTOR_G_PER_KWH, Energy, Window
 
 _JOULES_PER_KWH = 3.6e6
+
+# All that the tracker could be told: what is left out it would read from the user's own
+# `.codecarbon.config` and CODECARBON_* variables, and the figure would be another one.
+SETTINGS: Mapping[str, Any] = {
+    "country_iso_code": "FRA",  # demanded, without effect: the factor is forced
+    "force_carbon_intensity_g_co2e_kwh": GRID_FACTOR_G_PER_KWH,
+    "force_mode_cpu_load": True,  # the model everywhere, so the label is always true
+    "tracking_mode": "process",
+    "output_methods": [],
+    "log_level": "critical",
+    "pue": 1.0,
+    "wue": 0.0,
+    "measure_power_secs": 15.0,
+    "api_call_interval": 8,
+    "rapl_include_dram": False,
+    "rapl_prefer_psys": False,
+    "allow_multiple_runs": True,
+    "project_name": "frugalvlm",
+    "experiment_name": "base",
+    "output_dir": ".",
+    "output_file": "emissions.csv",
+    "output_handlers": [],
+    "on_csv_write": "append",
+    "logger_preamble": "",
+    "gpu_ids": [],
+    **dict.fromkeys(
+        ("force_cpu_power", "force_ram_power", "region", "cloud_provider", "cloud_region",
+         "country_2letter_iso_code", "api_endpoint", "api_key", "emissions_endpoint",
+         "experiment_id", "electricitymaps_api_token", "logging_logger", "prometheus_url",
+         "metadata")
+    ),
+}  # fmt: skip
 
 
 class ModelledMeter:
@@ -43,15 +76,7 @@ class ModelledMeter:
 
         # The tracker logs before it applies its own log_level.
         logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
-        self.tracker = codecarbon.OfflineEmissionsTracker(
-            country_iso_code="FRA",  # demanded, without effect: the factor is forced
-            force_carbon_intensity_g_co2e_kwh=GRID_FACTOR_G_PER_KWH,
-            force_mode_cpu_load=True,  # the model everywhere, so the label is always true
-            tracking_mode="process",
-            output_methods=[],
-            log_level="critical",
-            pue=1.0,
-        )
+        self.tracker = codecarbon.OfflineEmissionsTracker(**SETTINGS)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -12,8 +12,7 @@ pairs are corrected by Holm's method; runs that share a letter cannot be told ap
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,26 +20,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from frugalvlm.benchmarks import stats
-from frugalvlm.benchmarks.stats import Estimate
 from frugalvlm.digest import request_hash
 from frugalvlm.loading import model_hash
-from frugalvlm.methods import EncoderReducer, LayerReducer, Method
 from frugalvlm.papers import all_papers
 from frugalvlm.paths import project_root, result_file, results_places, work_dir
 from frugalvlm.pocket.installed import WeightsError
-from frugalvlm.report.display import facts_of, labels_of, setting_lines
+from frugalvlm.report.comparison_runs import BASELINE, Run, family_of, method_labels
+from frugalvlm.report.display import facts_of, setting_lines
 from frugalvlm.report.notebooks import execute
+from frugalvlm.report.pages import relink
 from frugalvlm.runs import records as rec
 from frugalvlm.runs.identity import other_code_line
 from frugalvlm.runs.records import Record
 from frugalvlm.verdicts.guard import Guard
-from frugalvlm.verdicts.ranking import RESAMPLES, SHOWN
+from frugalvlm.verdicts.ranking import SHOWN
 from frugalvlm.verdicts.scored import Scored, SheetMaker
 
-BASELINE = "vanilla"
-CONTROLS = ("random", "uniform", "avgpool", "downsample")  # do not look at what is in the picture
-FAMILIES = ("no choice", "before the decoder", "inside the decoder", "both")
 EQUAL_FLOPS = 1.01  # within one percent, FLOPs count as equal
 NOTEBOOKS = ("accuracy", "efficiency", "emissions")
 
@@ -49,62 +44,6 @@ FRONT, CLOSE, DOMINATED = "on the front", "not told apart", "dominated"
 
 class NothingRecordedError(rec.RecordError):
     """There is nothing to compare; the message names the command that makes records."""
-
-
-@dataclass(frozen=True, eq=False)
-class Run:
-    """A method with its hyper-parameters, answered and perhaps timed.
-
-    Attributes:
-        key: of the method.
-        label: for people.
-        family: one of FAMILIES, or "other".
-        budget: visual tokens asked for.
-        method: description with all hyper-parameters.
-        papers: in whose folders it is recorded.
-        scored: its records and those of the untouched model.
-        cost: its row of the newest efficiency record, if any.
-    """
-
-    key: str
-    label: str
-    family: str
-    budget: int
-    method: Mapping[str, Any]
-    papers: tuple[str, ...]
-    scored: Scored
-    cost: Mapping[str, Any] | None
-    _known: dict[tuple, Any] = field(default_factory=dict)
-
-    @cached_property
-    def tokens(self) -> float:
-        """Visual tokens, the measured mean over decoder layers and pictures."""
-        found = self.scored.tokens(self.key, self.budget)
-        return float("nan") if found is None else found[0]
-
-    def retention(self, benchmarks: Sequence[str]) -> Estimate | None:
-        """Percent of the untouched model's score, mean over benchmarks; None if one is missing."""
-        name = ("retention", *benchmarks)
-        if name not in self._known:
-            self._known[name] = self.scored.retention(self.key, self.budget, benchmarks)
-        return self._known[name]
-
-    def draws(self, benchmarks: Sequence[str]) -> np.ndarray | None:
-        """That retention on resampled pictures, [RESAMPLES]; None if a benchmark is missing."""
-        name = ("draws", *benchmarks)
-        if name not in self._known:
-            self._known[name] = self._drawn(benchmarks)
-        return self._known[name]
-
-    def _drawn(self, benchmarks: Sequence[str]) -> np.ndarray | None:
-        sheets = {
-            name: self.scored.retention_terms(self.key, self.budget, name)
-            for name in self.scored.guard.admitted(benchmarks)
-        }
-        if not sheets or any(sheet is None for sheet in sheets.values()):
-            return None
-        each = [stats.draws(s, name, RESAMPLES) for name, s in sheets.items() if s is not None]
-        return np.mean(each, axis=0)
 
 
 class Comparison:
@@ -198,7 +137,7 @@ class Comparison:
             if rec.method_key(record) != BASELINE:
                 key = request_hash(request["method"]), request["budget"]
                 grouped.setdefault(key, []).append((paper, record))
-        labels = _labels()
+        labels = method_labels()
         runs = []
         for (name, budget), own in grouped.items():
             method = own[-1][1]["request"]["method"]
@@ -321,39 +260,7 @@ class Comparison:
 
     @cached_property
     def _frame(self) -> pd.DataFrame:
-        return pd.DataFrame([self._numbers(run) for run in self.runs])
-
-    def _numbers(self, run: Run) -> dict[str, Any]:
-        line: dict[str, Any] = {
-            "method": run.key, "label": run.label, "family": run.family, "budget": run.budget,
-            "tokens": run.tokens, "papers": " ".join(run.papers),
-        }  # fmt: skip
-        for name, asked in [("mean", self.benchmarks), *((b, [b]) for b in self.benchmarks)]:
-            found = run.retention(asked)
-            line |= {
-                name: found and found.value, f"{name}_low": found and found.low,
-                f"{name}_high": found and found.high, f"{name}_n": found and found.n_questions,
-            }  # fmt: skip
-        cost = run.cost
-        line |= dict.fromkeys(
-            ("flops", "flops_share", "prefill_ms", "speedup", "speedup_low", "speedup_high",
-             "decode_ms", "peak_mib", "kv_share", "joules", "joules_sd", "modelled", "reliable",
-             "energy_method", "batch_size", "cost_paper")
-        )  # fmt: skip
-        if cost is not None:
-            speed, energy = cost["prefill_speedup"], cost["energy"]
-            line |= {
-                "flops": cost["flops"], "flops_share": cost["flops_share"],
-                "prefill_ms": cost["prefill_ms"]["p50"], "speedup": speed["median"],
-                "speedup_low": speed["low"], "speedup_high": speed["high"],
-                "decode_ms": cost["decode_ms"]["p50"], "peak_mib": cost.get("peak_mib"),
-                "kv_share": 100 * cost["kv_visual_bytes"] / cost["untouched"]["kv_visual_bytes"],
-                "joules": energy["joules_per_question"], "joules_sd": energy.get("sd"),
-                "modelled": energy["modelled"], "reliable": energy["reliable"],
-                "energy_method": method_of(energy), "batch_size": cost["batch_size"],
-                "cost_paper": cost["paper"],
-            }  # fmt: skip
-        return line
+        return pd.DataFrame([run.numbers(self.benchmarks) for run in self.runs])
 
     def front(self) -> pd.DataFrame:
         """Runs with a mean and counted FLOPs, cheapest first, and their `state`.
@@ -364,7 +271,7 @@ class Comparison:
         be told apart from the front. Intervals are not corrected for the number of pairs.
         """
         runs = [run for run in self.whole if run.cost is not None]
-        lines = [self._numbers(run) for run in runs]
+        lines = [run.numbers(self.benchmarks) for run in runs]
         draws = [run.draws(self.benchmarks) for run in runs]
         for i, line in enumerate(lines):
             cheaper = [j for j, other in enumerate(lines)
@@ -428,7 +335,7 @@ def tax_rows(folder: Path | None = None) -> pd.DataFrame:
     path = result_file(*file) if folder is None else folder.joinpath(*file)
     if not path.is_file():
         return pd.DataFrame()
-    labels = _labels()
+    labels = method_labels()
     return pd.DataFrame([
         {**{k: row[k] for k in ("model", "method", "kept", "total")},
          "label": labels.get(row["method"], row["method"]), "ratio": row["ratio"]["median"],
@@ -450,47 +357,9 @@ def build(parameters: Mapping[str, Any] | None = None) -> list[Path]:
     given = dict(parameters or {})
     gather(**given)
     source, target = project_root() / "notebooks" / "compare", work_dir() / "compare"
-    return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", given) for n in NOTEBOOKS]
-
-
-def family_of(key: str) -> str:
-    """Where a method acts: one of FAMILIES; "other" for one that only a study defines."""
-    if key in CONTROLS:
-        return FAMILIES[0]
-    cls = next((c for c in _subclasses(Method) if getattr(c, "key", None) == key), None)
-    if cls is None:
-        return "other"
-    before, inside = issubclass(cls, EncoderReducer), issubclass(cls, LayerReducer)
-    return (
-        FAMILIES[3]
-        if before and inside
-        else FAMILIES[1]
-        if before
-        else (FAMILIES[2] if inside else "other")
-    )
-
-
-def method_of(energy: Mapping[str, Any]) -> str:
-    """How an energy figure came about, part by part."""
-    parts = [f"{part}: {how}" for part, how in energy.get("methods", {}).items() if how != "none"]
-    return "; ".join(parts) or "none"
-
-
-def _subclasses(cls: type) -> Iterable[type]:
-    below: list[type] = cls.__subclasses__()
-    for sub in below:
-        yield sub
-        yield from _subclasses(sub)
-
-
-def _labels() -> dict[str, str]:
-    """What papers call methods; a paper's name for its own method comes first."""
-    names: dict[str, str] = {}
-    for paper in all_papers():
-        own = labels_of(paper)
-        names = own | names
-        names |= {k: v for k, v in own.items() if k == paper.key}
-    return names
+    pages = [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", given) for n in NOTEBOOKS]
+    relink(work_dir())
+    return pages
 
 
 def _installed(setting: Mapping[str, Any]) -> bool:

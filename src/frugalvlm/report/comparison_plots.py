@@ -1,11 +1,13 @@
 """Figures of the comparison: accuracy over tokens, Pareto fronts, the methods' tax, energy.
 
-A method has one colour and marker in all of them. Every title says scale, model and n.
+A colour says where a method acts. There are more methods than colours that can be told apart, so
+each has a panel of its own, or is named beside its points; all others stay grey. Every title says
+scale, model and n.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -16,66 +18,100 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from frugalvlm.report.comparison import CLOSE, DOMINATED, FAMILIES, FRONT, Comparison
+from frugalvlm.report.comparison import CLOSE, DOMINATED, FRONT, Comparison
+from frugalvlm.report.comparison_runs import FAMILIES
 
 __all__ = ["benchmarks_plot", "energy_plot", "pareto_plot", "speed_plot", "tax_plot", "tokens_plot"]
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "p", "h")
-_GREY = "0.8"
+_GREY = "0.82"
+# Of seaborn's colourblind palette; the last is for studies.
+_FAMILY_COLORS = ("#d55e00", "#0173b2", "#029e73", "#cc78bc", "#56b4e9")
 INTERVALS = "bars: 95 % interval over pictures"
 
 
 def tokens_plot(comparison: Comparison) -> Figure:
-    """Mean retention over visual tokens, one panel per place where methods act."""
-    frame = _whole(comparison)
-    families = _families(frame)
-    figure, axes = _panels(1, len(families), 4.6, 4.4)
-    for ax, family in zip(axes, families, strict=True):
-        for _, own in frame[frame["family"] != family].sort_values("tokens").groupby("label"):
-            ax.plot(own["tokens"], own["mean"], color=_GREY, linewidth=1, zorder=1)
-        _lines(ax, frame[frame["family"] == family], "mean", comparison)
+    """Mean retention over visual tokens, one panel per method; the others are grey there."""
+    frame, colors = _whole(comparison), _colors(comparison)
+    methods = list(dict.fromkeys(_ordered(frame)["label"]))
+    columns = min(5, max(1, len(methods)))
+    rows = max(1, -(-len(methods) // columns))
+    figure, axes = _panels(rows, columns, 2.9, 2.3, share=True)
+    for ax, label in zip(axes, methods, strict=False):
+        for _, other in frame[frame["label"] != label].sort_values("tokens").groupby("label"):
+            ax.plot(other["tokens"], other["mean"], color=_GREY, linewidth=0.8, zorder=1)
+        own = frame[frame["label"] == label].sort_values("tokens")
+        color = colors[str(own["family"].iloc[0])]
+        _with_bars(ax, own, "mean", color, marker="o", markersize=4, linewidth=1.8, capsize=2)
         _tokens_axis(ax, frame, comparison.total)
-        ax.set_title(_family_title(family), fontsize=10, loc="left")
-        ax.legend(fontsize=8, frameon=True, loc="lower right")
-        ax.sharey(axes[0])
-    axes[0].set_ylabel("score retained, % of untouched model\n(mean over benchmarks)")
+        ax.set_title(str(label), fontsize=10, loc="left", color=color, fontweight="bold")
+    for ax in axes[len(methods) :]:
+        ax.remove()
+    for ax in axes[max(0, len(methods) - columns) : len(methods)]:  # nothing stands below them
+        ax.tick_params(labelbottom=True)
+        ax.set_xlabel(f"visual tokens (of {comparison.total})", fontsize=9)
+    figure.supylabel("score retained, % of untouched model (mean over benchmarks)", fontsize=10)
     questions = int(frame["mean_n"].max())
     figure.suptitle(
         f"Accuracy over visual tokens: {comparison.title()}, {questions:,} in all\n"
-        f"{INTERVALS}; grey: the methods of the other panels",
+        f"tokens: mean over decoder layers; {INTERVALS}; grey: all other methods",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
+    figure.legend(handles=_family_handles(colors, "o"), loc="outside lower center", frameon=False,
+                  ncols=len(colors), fontsize=9)  # fmt: skip
     return figure
 
 
 def benchmarks_plot(comparison: Comparison) -> Figure:
-    """Retention over visual tokens, one panel per benchmark; colours say where methods act."""
+    """Retention over visual tokens, one panel per benchmark; few methods in colour, others grey.
+
+    In colour is, of each place where methods act, the one with most runs.
+    """
     frame, names = comparison.frame(), comparison.benchmarks
     columns = min(3, len(names))
     figure, axes = _panels(-(-len(names) // columns), columns, 4.4, 3.4)
-    families = _families(frame)
-    colors = dict(zip(families, sns.color_palette("colorblind"), strict=False))
+    colors, strong = _colors(comparison), leaders(comparison)
     for ax, name in zip(axes, names, strict=False):
         known = frame[frame[name].notna()]
-        for (family, _), own in known.groupby(["family", "label"]):
-            own = own.sort_values("tokens")
-            error = [own[name] - own[f"{name}_low"], own[f"{name}_high"] - own[name]]
-            ax.errorbar(own["tokens"], own[name], yerr=error, color=colors[str(family)],
-                        linewidth=1, marker=".", elinewidth=0.6, alpha=0.75)  # fmt: skip
+        for label, own in known.sort_values("tokens").groupby("label"):
+            if label not in strong:
+                single = len(own) == 1
+                ax.plot(own["tokens"], own[name], color=_GREY, linewidth=0.8, zorder=1,
+                        marker="." if single else "")  # fmt: skip
+                continue
+            _with_bars(ax, own, name, colors[strong[str(label)]], marker="o", markersize=4,
+                       linewidth=1.8, elinewidth=0.8)  # fmt: skip
         _tokens_axis(ax, known, comparison.total)
-        ax.set_title(f"{name} (n = {int(known[f'{name}_n'].max())})", fontsize=10, loc="left")
+        ax.set_xlabel(f"visual tokens, mean over decoder layers (of {comparison.total})")
+        title = f"{name.removeprefix('pocket-')} (n = {int(known[f'{name}_n'].max())})"
+        ax.set_title(title, fontsize=10, loc="left")
     for ax in axes[len(names) :]:
         ax.remove()
     for ax in axes[::columns]:
         ax.set_ylabel("score retained, %")
-    handles = [Line2D([], [], color=colors[f], marker=".", label=_family_title(f))
-               for f in families]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False)
+    handles = [Line2D([], [], color=colors[family], marker="o", markersize=4,
+                      label=f"{label} ({_family_title(family)})")
+               for label, family in strong.items()]  # fmt: skip
+    handles.append(Line2D([], [], color=_GREY, label="all other methods"))
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
     figure.suptitle(
-        f"The same per benchmark: {comparison.title()}\none line per method; {INTERVALS}",
+        f"The same per benchmark: {comparison.title()}\n{INTERVALS}; in colour: of each place "
+        "where methods act, the one with most runs",
         fontsize=10, x=0.01, ha="left",
     )  # fmt: skip
     return figure
+
+
+def leaders(comparison: Comparison) -> dict[str, str]:
+    """Of each place where methods act, the method with most runs; of several the higher mean.
+
+    Returns:
+        By label its family.
+    """
+    whole, found = _whole(comparison), {}
+    for family in _families(whole):
+        runs = whole[whole["family"] == family].groupby("label")["mean"].agg(["size", "mean"])
+        found[str(runs.sort_values(["size", "mean"]).index[-1])] = family
+    return found
 
 
 def pareto_plot(comparison: Comparison) -> Figure:
@@ -99,45 +135,57 @@ def speed_plot(comparison: Comparison) -> Figure:
 
 
 def _pareto(comparison: Comparison, column: str, axis: str, title: str, remark: str) -> Figure:
-    frame = comparison.front()
-    frame = frame.assign(time_share=100 / frame["speedup"].astype(float))
-    figure, (ax,) = _panels(1, 1, 9.2, 5.4)
-    styles = _styles(frame)
-    for row in frame.to_dict("records"):
-        line = {str(name): value for name, value in row.items()}
-        color, marker = styles[str(line["label"])]
-        strong = line["state"] != DOMINATED
-        error: dict[str, Any] = {"yerr": [[line["mean"] - line["mean_low"]],
-                                          [line["mean_high"] - line["mean"]]]}  # fmt: skip
-        if column == "time_share":
-            error["xerr"] = [[line[column] - 100 / line["speedup_high"]],
-                             [100 / line["speedup_low"] - line[column]]]  # fmt: skip
-        ax.errorbar(
-            line[column], line["mean"], **error, color=color, marker=marker, markersize=7,
-            markerfacecolor=color if line["state"] == FRONT else "white", elinewidth=0.8,
-            alpha=1 if strong else 0.35, linestyle="none", zorder=3 if strong else 2,
-        )  # fmt: skip
-    if column == "flops_share":
-        best = frame[frame["state"] == FRONT].sort_values(column)
-        ax.step(best[column], best["mean"], where="post", color="0.3", linewidth=1, zorder=1)
+    frame, colors = comparison.front(), _colors(comparison)
+    frame = frame.assign(time_share=100 / frame["speedup"].astype(float)).sort_values(column)
+    figure, (ax,) = _panels(1, 1, 9.2, 5.6)
+    looks = {DOMINATED: (18, 0.3), CLOSE: (26, 0.9), FRONT: (42, 1.0)}  # size, opacity
+    for line in frame.to_dict("records"):
+        strong, (size, alpha) = line["state"] == FRONT, looks[line["state"]]
+        color = colors[line["family"]] if strong else "0.45"
+        ends = [[line["mean"] - line["mean_low"]], [line["mean_high"] - line["mean"]]]
+        ax.errorbar(line[column], line["mean"], yerr=ends, fmt="none", ecolor=color,
+                    elinewidth=0.9 if strong else 0.5, alpha=alpha, zorder=1)  # fmt: skip
+        ax.scatter(line[column], line["mean"], s=size, edgecolors=color, alpha=alpha,
+                   facecolors=color if strong else "white", zorder=3 if strong else 2)  # fmt: skip
+    best = frame[frame["state"] == FRONT]
+    if column == "flops_share" and len(best):
+        ax.step([*best[column], 100], [*best["mean"], best["mean"].iloc[-1]], where="post",
+                color="0.3", linewidth=1, zorder=1)  # fmt: skip
+    named = _numbered(ax, best, column, colors)
     ax.plot(100, 100, marker="*", markersize=13, color="0.2", linestyle="none")
-    ax.annotate("untouched", (100, 100), xytext=(-6, 5), textcoords="offset points", ha="right",
+    ax.annotate("untouched", (100, 100), xytext=(-6, 6), textcoords="offset points", ha="right",
                 fontsize=8)  # fmt: skip
     ax.set_xlabel(axis)
     ax.set_ylabel("score retained, % of untouched model\n(mean over benchmarks)")
     ax.set_title(
         f"{title}: {comparison.title()}\n{remark}; {INTERVALS}", fontsize=10, loc="left"
     )  # fmt: skip
-    handles = [Line2D([], [], color=c, marker=m, linestyle="none", label=label)
-               for label, (c, m) in styles.items()]  # fmt: skip
-    grey: dict[str, Any] = {"color": "0.3", "marker": "o", "linestyle": "none"}
-    handles += [
-        Line2D([], [], label=f"filled: {FRONT}", **grey),
-        Line2D([], [], markerfacecolor="white", label=f"open: {CLOSE} from it", **grey),
-        Line2D([], [], markerfacecolor="white", alpha=0.35, label=f"pale: {DOMINATED}", **grey),
+    grey: dict[str, Any] = {"color": "0.45", "marker": "o", "linestyle": "none"}
+    handles = [
+        *named,
+        Line2D([], [], markerfacecolor="white", label=f"{CLOSE} from the front", **grey),
+        Line2D([], [], markerfacecolor="white", alpha=0.4, label=DOMINATED, **grey),
     ]
-    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False)
+    figure.legend(handles=handles, loc="outside right center", fontsize=8, frameon=False,
+                  title=f"{FRONT}, cheapest first", title_fontsize=9, alignment="left")  # fmt: skip
+    figure.legend(handles=_family_handles(colors, "o"), loc="outside lower center", ncols=4,
+                  fontsize=9, frameon=False)  # fmt: skip
     return figure
+
+
+def _numbered(ax: Axes, best: pd.DataFrame, column: str, colors: Mapping[str, Any]) -> list[Line2D]:
+    """Number the front, cheapest first, neighbours of one method once; returns the key to it."""
+    named: list[tuple[str, str]] = []
+    for line in best.to_dict("records"):
+        if named and named[-1][0] == line["label"]:
+            continue
+        named.append((str(line["label"]), str(line["family"])))
+        ax.annotate(str(len(named)), (line[column], line["mean"]), xytext=(-4, 4), ha="right",
+                    textcoords="offset points", fontsize=8,
+                    color=colors[line["family"]])  # fmt: skip
+    return [Line2D([], [], color=colors[family], marker="o", linestyle="none",
+                   label=f"{i}  {label}")
+            for i, (label, family) in enumerate(named, start=1)]  # fmt: skip
 
 
 def tax_plot(tax: pd.DataFrame) -> Figure:
@@ -168,10 +216,10 @@ def energy_plot(comparison: Comparison) -> Figure:
     frame = frame[frame["joules"].notna()]
     figure, (ax,) = _panels(1, 1, 8.6, 4.6)
     ms = frame["prefill_ms"].astype(float) / frame["batch_size"].astype(float)
-    for label, (color, marker) in _styles(frame).items():
-        own = frame["label"] == label
-        ax.plot(ms[own], frame.loc[own, "joules"], color=color, marker=marker, linestyle="none",
-                label=label)  # fmt: skip
+    for family, color in _colors(comparison).items():
+        own = frame["family"] == family
+        ax.plot(ms[own], frame.loc[own, "joules"], color=color, marker="o", markersize=4,
+                linestyle="none", label=_family_title(family))  # fmt: skip
     if len(frame):
         watts = power(frame)
         longest = np.array([0, ms.max()])
@@ -211,28 +259,35 @@ def _family_title(family: str) -> str:
     }.get(family, family)  # fmt: skip
 
 
-def _panels(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Sequence[Axes]]:
+def _colors(comparison: Comparison) -> dict[str, Any]:
+    """The colour of every place where methods act, the same in all figures of a comparison."""
+    return dict(zip(_families(_whole(comparison)), _FAMILY_COLORS, strict=False))
+
+
+def _family_handles(colors: Mapping[str, Any], marker: str, prefix: str = "") -> list[Line2D]:
+    return [Line2D([], [], color=color, marker=marker, label=prefix + _family_title(family))
+            for family, color in colors.items()]  # fmt: skip
+
+
+def _ordered(frame: pd.DataFrame) -> pd.DataFrame:
+    """By family, then by name."""
+    place = {family: i for i, family in enumerate((*FAMILIES, "other"))}
+    return frame.assign(place=frame["family"].map(place)).sort_values(["place", "label"])
+
+
+def _with_bars(ax: Axes, own: pd.DataFrame, name: str, color: Any, **style: Any) -> None:
+    error = [own[name] - own[f"{name}_low"], own[f"{name}_high"] - own[name]]
+    ax.errorbar(own["tokens"], own[name], yerr=np.array(error, dtype=float), color=color, zorder=3,
+                **style)  # fmt: skip
+
+
+def _panels(
+    rows: int, columns: int, width: float, height: float, share: bool = False
+) -> tuple[Figure, Sequence[Axes]]:
     with sns.axes_style("whitegrid"):
-        figure = plt.figure(figsize=(width * columns, height * rows), layout="constrained")
-        return figure, list(np.atleast_1d(figure.subplots(rows, columns)).ravel())
-
-
-def _styles(frame: pd.DataFrame) -> dict[str, tuple[Any, str]]:
-    """Colour and marker of every label; markers go on where the ten colours begin again."""
-    palette = sns.color_palette("colorblind", 10)
-    labels = list(dict.fromkeys(frame.sort_values(["family", "label"])["label"]))
-    return {label: (palette[i % 10], MARKERS[i % len(MARKERS)])
-            for i, label in enumerate(labels)}  # fmt: skip
-
-
-def _lines(ax: Axes, frame: pd.DataFrame, name: str, comparison: Comparison) -> None:
-    styles = _styles(_whole(comparison))
-    for label, own in frame.groupby("label"):
-        own = own.sort_values("tokens")
-        color, marker = styles[str(label)]
-        error = [own[name] - own[f"{name}_low"], own[f"{name}_high"] - own[name]]
-        ax.errorbar(own["tokens"], own[name], yerr=error, color=color, marker=marker, capsize=2,
-                    label=str(label), zorder=2)  # fmt: skip
+        figure = plt.figure(figsize=(width * columns, height * rows + 0.8), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=share, sharey=share)
+        return figure, list(np.atleast_1d(axes).ravel())
 
 
 def _tokens_axis(ax: Axes, frame: pd.DataFrame, total: int | None) -> None:
@@ -242,4 +297,3 @@ def _tokens_axis(ax: Axes, frame: pd.DataFrame, total: int | None) -> None:
     ticks = [t for t in ticks if t <= (total or 512)]
     ax.set_xticks(ticks, [str(t) for t in ticks])
     ax.minorticks_off()
-    ax.set_xlabel(f"visual tokens, mean over decoder layers (of {total})")

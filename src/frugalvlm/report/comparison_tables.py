@@ -9,12 +9,16 @@ import pandas as pd
 
 from frugalvlm import measure
 from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, between, plus_minus
-from frugalvlm.report.comparison import Comparison, method_of
-from frugalvlm.report.cost_tables import rankable
-from frugalvlm.report.display import Block, Cell, Table
+from frugalvlm.report.comparison import Comparison
+from frugalvlm.report.comparison_runs import method_of
+from frugalvlm.report.cost_tables import REALISED, rankable, realised
+from frugalvlm.report.display import Block, Cell, Table, name_of
 from frugalvlm.verdicts.ranking import RESAMPLES, rank
 
-__all__ = ["accuracy_table", "cost_table", "energy_table", "missing_table", "ranking_table"]
+__all__ = [
+    "accuracy_table", "cost_table", "energy_table", "missing_table", "ranking_table",
+    "realised_table",
+]  # fmt: skip
 
 
 def accuracy_table(comparison: Comparison) -> Table:
@@ -25,7 +29,7 @@ def accuracy_table(comparison: Comparison) -> Table:
     for budget, own in frame.groupby("budget", sort=False):
         rows = tuple(
             (Cell(line["label"]), _tokens(line), *(_retained(line, c) for c in columns),
-             Cell(line["papers"].replace(" ", "\n")))
+             Cell(_names(line["papers"])))
             for line in own.sort_values("mean", ascending=False).to_dict("records")
         )  # fmt: skip
         blocks.append(Block(f"{budget} of {comparison.total} visual tokens asked for", rows))
@@ -72,7 +76,7 @@ def ranking_table(comparison: Comparison) -> Table:
         tell = sum(not s for s in ranked.significant.values())
         blocks.append(
             Block(
-                f"{paper}, {budget} tokens asked for: {len(runs)} methods, {tell} of "
+                f"{name_of(paper)}, {budget} tokens asked for: {len(runs)} methods, {tell} of "
                 f"{len(ranked.significant)} pairs cannot be told apart", tuple(rows),
             )
         )  # fmt: skip
@@ -114,7 +118,7 @@ def cost_table(comparison: Comparison) -> Table:
     return Table(
         title="Cost of a prefill: counted and measured",
         headers=("method", "tokens\nasked/mean", "GFLOPs\n% of untouched", "visual KV\n%",
-                 "prefill ms\n(measured)", "speed-up [95 %]\n(measured)",
+                 "prefill ms\n(measured)", "speed-up [95 %]\n(measured)", "of FLOPs\nratio",
                  "decode ms/token\n(measured)", "peak MiB\n(measured)", "timed for"),
         blocks=tuple(blocks),
         caption=(
@@ -124,6 +128,7 @@ def cost_table(comparison: Comparison) -> Table:
             "methods the whole answer of the small model. Times: wall clock, methods of one "
             "paper taking turns; speed-up against the untouched model in the same rounds.",
             drift,
+            REALISED,
         ),
         data=frame,
         facts=comparison.setting,
@@ -226,6 +231,40 @@ def _ranked_row(line: Mapping[str, Any]) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
+def realised_table(comparison: Comparison, most: int = 10) -> Table:
+    """The runs for which FLOPs promise most beyond what the clock gives, by the ratio of both."""
+    frame = comparison.frame()
+    frame = frame[frame["flops"].notna() & frame["speedup"].notna()]
+    frame = frame.assign(flops_ratio=100 / frame["flops_share"].astype(float))
+    frame = frame.assign(realised=100 * frame["speedup"].astype(float) / frame["flops_ratio"])
+    frame = frame.sort_values("realised")
+    rows = tuple(
+        (Cell(line["label"]), _tokens(line), Cell(f"{line['flops_ratio']:.2f}x"),
+         Cell(f"{line['speedup']:.2f}x {between(line['speedup_low'], line['speedup_high'], 2)}"),
+         _realised(line))
+        for line in frame.head(most).to_dict("records")
+    )  # fmt: skip
+    return Table(
+        title="FLOPs are not time: where least of the promise comes true",
+        headers=("method", "tokens\nasked/mean", "FLOPs ratio\n(counted)",
+                 "speed-up [95 %]\n(measured)", "of FLOPs\nratio"),
+        blocks=(Block("", rows),),
+        caption=(*comparison.caption()[:1], _clock_text(comparison.clock), REALISED),
+        data=frame,
+        facts=comparison.setting,
+    )  # fmt: skip
+
+
+def _realised(line: Mapping[Any, Any]) -> Cell:
+    share = realised(line["speedup"], 100 / line["flops_share"])
+    return Cell(NONE_PRINTED if share is None else f"{share:.0f} %")
+
+
+def _names(keys: str) -> str:
+    """Names of papers, by their keys."""
+    return "\n".join(name_of(key) for key in keys.split())
+
+
 def _cost_row(line: Mapping[Any, Any]) -> tuple[Cell, ...]:
     peak = line["peak_mib"]
     interval = between(line["speedup_low"], line["speedup_high"], 2)
@@ -233,9 +272,10 @@ def _cost_row(line: Mapping[Any, Any]) -> tuple[Cell, ...]:
         Cell(line["label"]), _tokens(line),
         Cell(f"{line['flops'] / 1e9:.2f}\n{line['flops_share']:.1f} %"),
         Cell(f"{line['kv_share']:.1f}"), Cell(f"{line['prefill_ms']:.1f}"),
-        Cell(f"{line['speedup']:.2f}x {interval}"), Cell(f"{line['decode_ms']:.2f}"),
+        Cell(f"{line['speedup']:.2f}x {interval}"), _realised(line),
+        Cell(f"{line['decode_ms']:.2f}"),
         Cell(NOT_MEASURED if peak is None or pd.isna(peak) else f"{peak:.0f}"),
-        Cell(line["cost_paper"]),
+        Cell(_names(line["cost_paper"])),
     )  # fmt: skip
 
 

@@ -13,12 +13,15 @@ from frugalvlm.papers import paper as papers
 from frugalvlm.report.display import (
     Block,
     Cell,
+    Narrow,
     Table,
     budget_heading,
     facts_of,
     labels_of,
+    name_of,
     setting_lines,
 )
+from frugalvlm.runs.options import ROUNDS, WINDOW_S
 from frugalvlm.runs.records import Record, latest, one_setting, select
 
 
@@ -46,21 +49,23 @@ def efficiency_table(records: Iterable[Record], paper: Paper | str | None = None
         (
             Cell(d["label"]),
             _tokens_cell(d),
-            Cell(f"{d['flops'] / unit:.2f}\n{100 / d['flops_ratio']:.1f} %"),
-            Cell(f"{d['prefill_ms_p50']:.1f}\n{d['prefill_ms_p95']:.1f}"),
+            _lines(f"{d['flops'] / unit:.2f}", f"{100 / d['flops_ratio']:.1f} %", tight=1),
+            _lines(f"{d['prefill_ms_p50']:.1f}", f"{d['prefill_ms_p95']:.1f}"),
             _speedup_cell(d),
-            Cell(f"{d['decode_ms_p50']:.2f}\n{d['decode_ms_p95']:.2f}"),
+            _realised_cell(d),
+            _lines(f"{d['decode_ms_p50']:.2f}", f"{d['decode_ms_p95']:.2f}"),
             Cell(NOT_MEASURED if d["peak_mib"] is None else f"{d['peak_mib']:.0f}"),
-            Cell(f"{d['kv_visual_bytes'] / size:.1f}\n{d['kv_visual_ratio']:.3f}"),
+            _lines(f"{d['kv_visual_bytes'] / size:.1f}", f"{d['kv_visual_ratio']:.3f}", tight=1),
         )
         for d in data
     ]
     return Table(
         title=f"Cost of prefill and decoding at the {facts['scale']} scale",
         headers=(
-            "method", "tokens\nasked/mean", f"prefill {flops_name}\nshare of untouched",
+            "method", "tokens\nasked/mean", f"prefill {flops_name}\n% of untouched",
             "prefill ms\np50, p95", "prefill speed-up\n[95 % interval]",
-            "decode ms/token\np50, p95", "peak\nMiB", f"visual KV {size_name}\nof untouched",
+            "of FLOPs\nratio", "decode ms/token\np50, p95", "peak\nMiB",
+            f"visual KV {size_name}\nof untouched",
         ),
         blocks=_by_budget(blocks, data),
         caption=(
@@ -70,9 +75,15 @@ def efficiency_table(records: Iterable[Record], paper: Paper | str | None = None
             f"{request.get('repeats', '?')} rounds. Speed-up: time of the untouched model over "
             "time with the method, paired by round; vision tower and selection included. Peak "
             f"memory: {rows[0].get('peak_method', '?') if rows else '?'}.",
+            *_shortened(request),
+            REALISED,
         ),
         data=pd.DataFrame(data),
         facts=facts,
+        narrow=Narrow({
+            0: "method", 1: "tokens", 2: "FLOPs\n%", 4: "prefill speed-up\n[95 % interval]",
+            5: "of FLOPs\nratio", 6: "decode\nms", 7: "peak\nMiB", 8: "KV of\nall",
+        }),
     )  # fmt: skip
 
 
@@ -80,7 +91,8 @@ def _efficiency_numbers(
     row: Mapping[str, Any], base: Mapping[str, Any], labels: Mapping[str, str]
 ) -> dict[str, Any]:
     speedup, prefill, decode = row["prefill_speedup"], row["prefill_ms"], row["decode_ms"]
-    return _counted_numbers(row, base, labels) | {
+    counted = _counted_numbers(row, base, labels)
+    return counted | {
         "prefill_ms_p50": prefill["p50"],
         "prefill_ms_p95": prefill["p95"],
         "decode_ms_p50": decode["p50"],
@@ -89,6 +101,7 @@ def _efficiency_numbers(
         "prefill_speedup": speedup["median"],
         "prefill_speedup_low": speedup["low"],
         "prefill_speedup_high": speedup["high"],
+        "realised": realised(speedup["median"], counted["flops_ratio"]),
         "peak_mib": row.get("peak_mib"),
         "peak_method": row.get("peak_method", ""),
     }
@@ -116,9 +129,43 @@ def _counted_numbers(
     }
 
 
+def _shortened(request: Mapping[str, Any]) -> list[str]:
+    """A sentence where a trial measured with fewer rounds or shorter windows than usual."""
+    rounds, window = request.get("repeats", ROUNDS), request.get("energy_window_s", WINDOW_S)
+    if rounds >= ROUNDS and window >= WINDOW_S:
+        return []
+    return [
+        f"A trial of few questions: {rounds} rounds instead of {ROUNDS}, modelled energy over "
+        f"{window:g} s instead of {WINDOW_S:g} s; intervals are wider, and energy is rougher."
+    ]
+
+
+REALISED = (
+    "Of FLOPs ratio: how much of what the FLOPs promise the clock gives, speed-up over the ratio "
+    "of FLOPs. FLOPs are not time: below 100 % the rest went into choosing, gathering and work "
+    "that does not shrink."
+)
+
+
+def realised(speedup: float | None, flops_ratio: float | None) -> float | None:
+    """Speed-up in time over that in FLOPs, in percent; None where either is unknown."""
+    return 100 * speedup / flops_ratio if speedup and flops_ratio else None
+
+
+def _realised_cell(d: Mapping[str, Any]) -> Cell:
+    share = d["realised"]
+    return Cell(NONE_PRINTED if share is None or pd.isna(share) else f"{share:.0f} %")
+
+
+def _lines(first: str, second: str, tight: int = 0) -> Cell:
+    """Two lines; where there is little room only the one that `tight` counts."""
+    return Cell(f"{first}\n{second}", tight=(first, second)[tight])
+
+
 def _speedup_cell(d: Mapping[str, Any]) -> Cell:
     interval = between(d["prefill_speedup_low"], d["prefill_speedup_high"], 2)
-    return Cell(f"{d['prefill_speedup']:.2f}x\n{interval}")
+    speedup = f"{d['prefill_speedup']:.2f}x"
+    return Cell(f"{speedup}\n{interval}", tight=f"{speedup} {interval}")
 
 
 def _tokens_cell(d: Mapping[str, Any]) -> Cell:
@@ -174,7 +221,7 @@ def blueprint_table(
     times_table = next((t for t in paper.tables if _time_column(t)), None)
     why = doubt.get((times_table.paper_table or "") if times_table else "")
     return Table(
-        title=f"{paper.title.split(':')[0]}: counted cost of one prefill, no weights involved",
+        title=f"{name_of(paper)}: counted cost of one prefill, no weights involved",
         headers=(
             "method", "tokens\nasked/mean", "TFLOPs\ntotal", "tower", "decoder",
             "other", "FLOPs ratio\nall (decoder)", "visual KV\nMiB (ratio)",
@@ -194,6 +241,8 @@ def blueprint_table(
         ),
         data=pd.DataFrame(data),
         facts={"scale": "blueprint"},
+        narrow=Narrow({0: "method", 1: "tokens", 2: "TFLOPs", 6: "FLOPs ratio\nall (decoder)",
+                       7: "visual KV\nMiB (ratio)", 8: "printed\ntime"}),
     )  # fmt: skip
 
 
@@ -289,9 +338,12 @@ def energy_table(records: Iterable[Record], paper: Paper | str | None = None) ->
             "Modelled figures come from a model of the machine's power and not from a counter: "
             "they are shown for orientation and neither ranked nor compared.",
             *([f"Why not measured or not reliable: {'; '.join(reasons)}."] if reasons else []),
+            *(_shortened(known[-1]["request"]) if known else []),
         ),
         data=pd.DataFrame(data),
         facts=facts,
+        narrow=Narrow({0: "method", 1: "tokens", 2: "J per\nquestion", 3: "of\nuntouched",
+                       4: "g CO2e per\n1000 questions"}),
     )  # fmt: skip
 
 

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
-from rich import box
-from rich.console import Group
-from rich.table import Table as RichTable
-from rich.text import Text
+from rich.console import Console, ConsoleOptions, Group
 
-from frugalvlm.formats import NOT_MEASURED
 from frugalvlm.papers import Budget, LayoutModel, Paper, load_paper
+from frugalvlm.report.latex import latex_table
+from frugalvlm.report.terminal import fits, terminal_table
 from frugalvlm.runs.records import Record
 
-TERMINAL = 120  # columns that a table should fit in
+TERMINAL = 120  # columns of a terminal that shows every column of a table
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: `short` for a terminal, `long` for HTML, `brief` for Markdown; lines by newline."""
+    """One cell; lines by newline.
+
+    `short` is for a terminal, `tight` for one of 80 columns, `long` for HTML, `brief` for Markdown.
+    """
 
     short: str
     long: str = ""
     brief: str = ""
+    tight: str = ""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,19 @@ class Block:
 
     heading: str
     rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """How a table is shown where a terminal has no room for all of it.
+
+    Attributes:
+        headers: of the columns that are left, by their index.
+        note: what the cells hold there, if not what the caption says.
+    """
+
+    headers: Mapping[int, str]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,6 +65,7 @@ class Table:
         data: every number, one row per cell, with interval, n and the paper's number.
         facts: scale, model, n and hardware, for the titles of figures.
         styles: rich style of cells with this very text.
+        narrow: what a terminal of 80 columns shows; None: all columns, long cells folded.
     """
 
     title: str
@@ -58,25 +75,34 @@ class Table:
     data: pd.DataFrame
     facts: Mapping[str, Any] = field(default_factory=dict)
     styles: Mapping[str, str] = field(default_factory=dict)
+    narrow: Narrow | None = None
 
     def to_frame(self) -> pd.DataFrame:
         """The numbers; a copy."""
         return self.data.copy()
 
-    def to_rich(self) -> Group:
-        """For the terminal, at most 120 columns wide."""
-        shown: list[Text | RichTable] = [Text(self.title, style="bold"), Text("")]
-        # Rich knows no cell over all columns, so each block is a table of its own, equally wide.
-        shown.append(self._rich_block(Block("", ()), show_header=True))
-        for block in self.blocks:
-            if block.heading:
-                shown.append(Text(block.heading, style="cyan"))
-            shown.append(self._rich_block(block, show_header=False))
-        return Group(*shown, Text(""), *(Text(line, style="dim") for line in self.caption))
+    def to_rich(self, width: int = TERMINAL) -> Group:
+        """For a terminal so many columns wide; where it has no room for all, `narrow` decides."""
+        blocks = [(b.heading, [[c.short for c in row] for row in b.rows]) for b in self.blocks]
+        headers, notes = list(self.headers), list(self.caption)
+        if self.narrow is not None and not fits(headers, blocks, width):
+            columns = list(self.narrow.headers)
+            tight = [[[row[i].tight or row[i].short for i in columns] for row in b.rows]
+                     for b in self.blocks]  # fmt: skip
+            blocks = [(b.heading, rows) for b, rows in zip(self.blocks, tight, strict=True)]
+            headers = list(self.narrow.headers.values())
+            notes.append(self._left_out(self.narrow))
+        return terminal_table(self.title, headers, blocks, notes, width, self.styles)
+
+    def to_latex(self, label: str = "") -> str:
+        r"""For a paper, with booktabs; `label` is what `\ref` finds."""
+        blocks = [(b.heading, [[c.brief or c.short for c in row] for row in b.rows])
+                  for b in self.blocks]  # fmt: skip
+        return latex_table(self.title, self.headers, blocks, self.caption, label)
 
     def to_html(self) -> str:
         """Self-contained, for notebooks and pages."""
-        head = "".join(f"<th>{_html(h)}</th>" for h in self.headers)
+        head = "".join(f'<th scope="col">{_html(h)}</th>' for h in self.headers)
         body = "".join(self._html_block(block) for block in self.blocks)
         notes = "".join(f"<p>{_html(line)}</p>" for line in self.caption)
         return (
@@ -96,33 +122,15 @@ class Table:
         notes = "\n\n".join(_markdown(line) for line in self.caption)
         return "\n".join([f"**{_markdown(self.title)}**", "", *lines, "", notes]) + "\n"
 
-    def _rich_block(self, block: Block, show_header: bool) -> RichTable:
-        table = RichTable(
-            box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False,
-            show_header=show_header,
-        )  # fmt: skip
-        for i, (header, width) in enumerate(zip(self.headers, self._widths(), strict=True)):
-            table.add_column(Text(header), justify="left" if i == 0 else "right", width=width)
-        for row in block.rows:
-            table.add_row(*(Text(c.short, style=self.styles.get(c.short, "")) for c in row))
-        return table
-
-    def _widths(self) -> list[int]:
-        columns = zip(*(row for block in self.blocks for row in block.rows), strict=True)
-        cells = [[c.short for c in column] for column in columns] or [[] for _ in self.headers]
-        widths = [
-            max(_width(text) for text in (header, *column))
-            for header, column in zip(self.headers, cells, strict=True)
-        ]
-        # Where a line gets too long, names of several words take several lines.
-        words = [word for text in (self.headers[0], *cells[0]) for word in text.split()]
-        word = max(map(len, words), default=0)
-        widths[0] = max(word, widths[0] - max(0, sum(widths) + 2 * len(widths) - 2 - TERMINAL))
-        return widths
+    def _left_out(self, narrow: Narrow) -> str:
+        left = [h.replace("\n", " ") for i, h in enumerate(self.headers) if i not in narrow.headers]
+        what = f"Left out here: {', '.join(left)}. " if left else ""
+        note = f"{narrow.note} " if narrow.note else ""
+        return f"{note}{what}A wider terminal ({TERMINAL} columns) and the page have everything."
 
     def _html_block(self, block: Block) -> str:
         span = len(self.headers)
-        heading = f'<tr><th colspan="{span}">{_html(block.heading)}</th></tr>'
+        heading = f'<tr><th colspan="{span}" scope="rowgroup">{_html(block.heading)}</th></tr>'
         rows = ""
         for row in block.rows:
             cells = "".join(f"<td>{_html(c.long or c.short)}</td>" for c in row)
@@ -132,8 +140,8 @@ class Table:
     def _repr_html_(self) -> str:
         return self.to_html()
 
-    def __rich__(self) -> Group:
-        return self.to_rich()
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Group]:
+        yield self.to_rich(options.max_width)
 
 
 def budget_at(budget: Budget, scale: str) -> int | None:
@@ -205,14 +213,20 @@ def labels_of(paper: Paper | str | None) -> dict[str, str]:
     return {row.method: row.label for t in layouts for row in t.rows} | dict(paper.labels)
 
 
-def _width(text: str) -> int:
-    """Columns a cell needs in a terminal; only "not measured" may be wrapped."""
-    lines = text.replace(NOT_MEASURED, "measured").splitlines()
-    return max((len(line) for line in lines), default=0)
+def name_of(paper: Paper | str) -> str:
+    """What to call a paper: its title up to the colon, or its method's name where that is short."""
+    paper = load_paper(paper) if isinstance(paper, str) else paper
+    head, own = paper.title.split(":")[0], labels_of(paper).get(paper.key, "")
+    return own if " " in head and own.lower() == paper.key else head
+
+
+# A value and its interval, or a figure and its share, stay on one line.
+_TOGETHER = re.compile(r"(?:[-+]?[\d.,]+(?:x| %)? )?\[[^\[\]\n]{3,40}\]|[\d.]+ ±[\d.]+(?: %)?")
 
 
 def _html(text: str) -> str:
-    return html.escape(text).replace("\n", "<br>")
+    kept = _TOGETHER.sub(lambda m: f"<span>{m[0]}</span>", html.escape(text))
+    return kept.replace("\n", "<br>")
 
 
 def _markdown(text: str) -> str:
@@ -232,5 +246,6 @@ _CSS = """<style>
 border-bottom:1px solid rgba(128,128,128,0.35)}
 .frugalvlm td:first-child,.frugalvlm th:first-child,.frugalvlm th[colspan]{text-align:left}
 .frugalvlm th[colspan]{background:rgba(128,128,128,0.12)}
+.frugalvlm td span,.frugalvlm th span,.frugalvlm p span{white-space:nowrap}
 .frugalvlm p{font-size:0.85em;max-width:60em;margin:0.4em 0}
 </style>"""

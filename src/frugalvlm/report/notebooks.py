@@ -11,16 +11,18 @@ from unittest import mock
 import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-from nbconvert import HTMLExporter
 
 from frugalvlm.errors import FrugalError
 from frugalvlm.paths import project_root
+from frugalvlm.report.pages import FigurelessError, figures_drawn, relink, write_page
 
 if TYPE_CHECKING:
     from frugalvlm.runs.options import Options
 
-# Progress bars and library warnings would end up as noise in the executed notebook.
+# Progress bars and library warnings would end up as noise in the executed notebook. Figures are
+# drawn by the kernel's own backend, whatever the shell's MPLBACKEND says: with Agg a page has none.
 QUIET = {
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -60,6 +62,7 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
 
     Raises:
         NotebookError: unknown parameter, missing kernel, or a cell that failed.
+        FigurelessError: a cell drew a figure that is not in the executed copy.
     """
     known = papermill.inspect_notebook(str(source))
     unknown = sorted(set(parameters) - set(known))
@@ -85,6 +88,8 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
                 dict(parameters),
                 progress_bar=False,
                 cwd=str(source.parent),
+                # Or the kernel warns that it listens on this machine without encryption.
+                extra_arguments=["--log-level=ERROR"],
             )
     except papermill.exceptions.PapermillExecutionError as error:
         raise NotebookError(
@@ -95,13 +100,15 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
     # Where this machine keeps its files is nobody's business and would differ in every copy.
     executed.metadata.papermill.update(input_path=source.name, output_path=target.name)
     nbformat.write(executed, running)
-    page, _ = HTMLExporter(template_name="lab").from_filename(str(running))
-    html = target.with_suffix(".html")
-    temporary = html.with_suffix(".html.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, html)
+    drawn, held = figures_drawn(executed)
+    if held < drawn:
+        raise FigurelessError(
+            f"{source.name} draws figures in {drawn} cells, but only {held} hold a picture "
+            f"(see {running}): run it without a matplotlib backend of your own."
+        )
+    page = write_page(executed, target.with_suffix(".html"))
     os.replace(running, target)
-    return html
+    return page
 
 
 def execute_paper_notebook(key: str, options: Options, folder: Path) -> Path:
@@ -117,4 +124,6 @@ def execute_paper_notebook(key: str, options: Options, folder: Path) -> Path:
         papermill.inspect_notebook(str(source))
     ):
         parameters[name] = getattr(options, name)
-    return execute(source, folder / f"{key}.ipynb", parameters)
+    page = execute(source, folder / f"{key}.ipynb", parameters)
+    relink(folder.parents[1], only=page)
+    return page

@@ -19,10 +19,12 @@ from frugalvlm.report.cost_tables import blueprint_table, efficiency_table, ener
 from frugalvlm.report.display import (
     Block,
     Cell,
+    Narrow,
     Table,
     budget_at,
     budget_heading,
     facts_of,
+    name_of,
     setting_lines,
     total_at,
 )
@@ -104,7 +106,7 @@ def accuracy_table(
     facts = facts_of(scored.records, scale, int(frame["n"].max()) if frame["n"].any() else 0)
     guarded = scored.guard.notes([c.id for c in layout.columns]) if scored.records else ()
     return Table(
-        title=f"{paper.title.split(':')[0]}, {layout.where} at the {scale} scale",
+        title=f"{name_of(paper)}, {layout.where} at the {scale} scale",
         headers=(
             "method",
             "tokens\nasked/mean",
@@ -122,6 +124,16 @@ def accuracy_table(
         ),
         data=frame,
         facts=facts,
+        narrow=_narrow(layout, failures),
+    )
+
+
+def _narrow(layout: papers.Table, failures: bool) -> Narrow:
+    headers = ["method", "tokens", *(f"{c.label}\n%" for c in layout.columns),
+               "mean retention\n% (paper)", *(["failed"] if failures else [])]  # fmt: skip
+    return Narrow(
+        dict(enumerate(headers)),
+        "Here a cell is the share of the untouched model's score that is retained, in %.",
     )
 
 
@@ -251,7 +263,7 @@ def _cells(line: Mapping[str, Any], failures: bool) -> tuple[Cell, ...]:
 def _score_cell(d: Mapping[str, Any]) -> Cell:
     paper = _paper_text(d)
     if d["score"] is None:
-        return Cell(NOT_MEASURED, f"{NOT_MEASURED}\npaper {paper}", NOT_MEASURED)
+        return Cell(NOT_MEASURED, f"{NOT_MEASURED}\npaper {paper}", NOT_MEASURED, NONE_PRINTED)
     digits = 1 if d["unit"] == "%" else 0
     score = plus_minus(d["score"], d["score_low"], d["score_high"], digits)
     share = percent(d["retention"])
@@ -262,18 +274,20 @@ def _score_cell(d: Mapping[str, Any]) -> Cell:
         f"{score}\n{share} ({printed})",
         f"{d['score']:.{digits}f} {interval}\n{percent(d['retention'], 1)} {kept}\npaper {paper}",
         f"{score}\n{share} (paper {printed})",
+        share.removesuffix(" %"),
     )
 
 
 def _mean_cell(d: Mapping[str, Any]) -> Cell:
     printed = bare(d["paper_retention"])
     if d["retention"] is None:
-        return Cell(NOT_MEASURED, f"{NOT_MEASURED}\npaper {printed} %", NOT_MEASURED)
+        tight = f"{NONE_PRINTED} ({printed})"
+        return Cell(NOT_MEASURED, f"{NOT_MEASURED}\npaper {printed} %", NOT_MEASURED, tight)
     share = plus_minus(d["retention"], d["retention_low"], d["retention_high"], 1)
     interval = between(d["retention_low"], d["retention_high"], 1)
     long = f"{percent(d['retention'], 1)} {interval}\npaper {percent(d['paper_retention'], 1)}"
     brief = f"{share} %\n(paper {printed})"
-    return Cell(f"{share}\n({printed})", long, brief)
+    return Cell(f"{share}\n({printed})", long, brief, f"{share} ({printed})")
 
 
 def _paper_text(d: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ import pandas as pd
 
 from frugalvlm.formats import NONE_PRINTED
 from frugalvlm.papers import SCALES
-from frugalvlm.report.display import Block, Cell, Table
-from frugalvlm.verdicts.verdicts import STATUSES, Verdict, asked, with_interval
+from frugalvlm.report.display import Block, Cell, Narrow, Table, name_of
+from frugalvlm.verdicts.decision import STATUSES, Verdict
+from frugalvlm.verdicts.wording import asked, with_interval
 
 _STYLES = {
     "reproduced": "green",
@@ -27,7 +28,7 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
 
     Claims that are not testable here stand below it, by reason.
     """
-    names = ", ".join(sorted({v.paper for v in found}))
+    names = ", ".join(name_of(key) for key in sorted({v.paper for v in found}))
     scales = ", ".join(sorted({v.scale for v in found}, key=SCALES.index))
     counts = [(sum(v.status == status for v in found), status) for status in STATUSES]
     rows = tuple(_row(v) for v in found if v.status != "not testable here")
@@ -46,6 +47,7 @@ def verdict_table(found: Sequence[Verdict]) -> Table:
         data=_frame(found),
         facts={"scale": scales},
         styles=_STYLES,
+        narrow=Narrow({0: "claim", 1: "asked", 2: "ours [95 % interval]", 5: "verdict"}),
     )
 
 

@@ -15,8 +15,9 @@ from rich.console import Console
 from frugalvlm.loading import load_vlm
 from frugalvlm.papers import Paper, all_papers, load_paper
 from frugalvlm.report.notebooks import execute_paper_notebook
+from frugalvlm.report.pages import relink
 from frugalvlm.reproduce.beside import beside_runs, columns_beside, tables_beside
-from frugalvlm.reproduce.printed import print_report, print_summary
+from frugalvlm.reproduce.printed import print_closing, print_report, print_summary
 from frugalvlm.reproduce.problems import tell_problems
 from frugalvlm.reproduce.progress import Bars, progress
 from frugalvlm.reproduce.runners import RUNNERS, Bench
@@ -60,11 +61,11 @@ def reproduce(
         _side_by_side(answer_parts(key, options), options, console)
     with progress(console) as reporter:
         made = RUNNERS[scale](key, options, reporter)
-    print_report(paper, scale, made, console)
+    found, page = print_report(paper, scale, made, console), None
     folder = folder_of(key, scale)
     if scale == "pocket":
         page = execute_paper_notebook(key, options, folder)
-        console.print(f"Executed notebook: {page.with_suffix('.ipynb')}\nPage:              {page}")
+    print_closing(paper, scale, found, page, console)
     return folder
 
 
@@ -114,6 +115,7 @@ def reproduce_all(
             made[key] = RUNNERS[scale](key, options, reporter)
     if scale == "pocket":
         _side_by_side([Part(key, "page") for key in keys], options, console)
+        relink(folder_of(keys[0], scale).parents[1])
     print_summary(made, scale, time.monotonic() - started, console)
     return [folder_of(key, scale) for key in keys]
 

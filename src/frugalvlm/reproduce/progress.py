@@ -42,5 +42,12 @@ class Bars:
         self.task = self.bar.add_task(description, total=total)
 
     def advance(self, steps: int) -> None:
-        """So many questions or rounds are done."""
+        """So many questions or rounds are done.
+
+        A total is what was asked for; whole pictures may bring a few questions more, and then the
+        total grows rather than that 21 of 20 are done.
+        """
         self.bar.advance(self.task, steps)
+        shown = next(task for task in self.bar.tasks if task.id == self.task)
+        if shown.total is not None and shown.completed > shown.total:
+            self.bar.update(self.task, total=shown.completed)

@@ -13,28 +13,32 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import PIL.Image
 import torch
 from rich.console import Console
 
 from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS
 from frugalvlm.errors import FrugalError
+from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, plus_minus
 from frugalvlm.loading import model_hash
 from frugalvlm.papers import SCALES, all_papers
 from frugalvlm.paths import project_root, published_dir
 from frugalvlm.pocket.installed import models_dir
 from frugalvlm.pocket.models import IMAGE_TOKEN, SPECS, build_model, build_processor, spec
 from frugalvlm.probes import phenomena
+from frugalvlm.report.display import name_of
 from frugalvlm.report.tables import accuracy_table, blueprint_table
 from frugalvlm.report.verdict_table import verdict_table
 from frugalvlm.reproduce.problems import problems_told
 from frugalvlm.runs.records import Record, latest, newest_setting, read_records
-from frugalvlm.verdicts.verdicts import STATUSES, all_verdicts, verdicts
+from frugalvlm.verdicts.decision import STATUSES, Verdict
+from frugalvlm.verdicts.verdicts import all_verdicts, verdicts
 
 __all__ = ["BLOCKS", "ReadmeError", "check", "render", "update", "update_all"]
 
@@ -144,6 +148,42 @@ def _accuracy(paper: str, table: str) -> Callable[[Path, Mapping[str, str]], str
     return block
 
 
+def _short(paper: str, table: str) -> Callable[[Path, Mapping[str, str]], str]:
+    """Mean retention alone: a row per method, a column per budget, the paper's in brackets."""
+
+    def block(results: Path, pins: Mapping[str, str]) -> str:
+        records = _pinned(results / "pocket" / paper / "records", pins)
+        data = accuracy_table(paper, table, records).data
+        total = data["budget"].max()
+        means = data[(data["benchmark"] == "mean") & (data["budget"] < total)]
+        budgets = sorted(means["budget"].unique(), reverse=True)
+        lines = [
+            f"| method | {' | '.join(f'{b} of {total} tokens' for b in budgets)} |",
+            f"| --- | {' | '.join('---:' for _ in budgets)} |",
+        ]
+        for label, own in means.groupby("label", sort=False):
+            cells = [_mean(line) for b in budgets for _, line in own[own["budget"] == b].iterrows()]
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+        n = int(means["n"].max())
+        note = (
+            f"Mean score over {data['benchmark'].nunique() - 1} benchmarks, in % of the untouched "
+            f"model's, with half of its 95 % interval (n = {n:,}). In brackets: what the paper's "
+            "own numbers give on its model, where it has any."
+        )
+        return "\n".join([*lines, "", note])
+
+    return block
+
+
+def _mean(line: Mapping[str, Any]) -> str:
+    if pd.isna(line["retention"]):
+        return NOT_MEASURED
+    printed = line["paper_retention"]
+    beside = "" if pd.isna(printed) else f" ({printed:.1f})"
+    ends = line["retention_low"], line["retention_high"]
+    return f"{plus_minus(line['retention'], *ends, 1)}{beside}"
+
+
 def _blueprint(paper: str) -> Callable[[Path, Mapping[str, str]], str]:
     def block(results: Path, pins: Mapping[str, str]) -> str:
         records = _pinned(results / "blueprint" / paper / "records", pins)
@@ -237,6 +277,47 @@ def _claims(results: Path, pins: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
+def _claims_short(results: Path, pins: Mapping[str, str]) -> str:
+    """A line per paper: its own claims, and what this kit adds as controls, counted apart."""
+    lines = [
+        "| paper | claims of the paper | controls of this kit | not testable here |",
+        "| --- | --- | --- | ---: |",
+    ]
+    for paper in all_papers():
+        scales = [scale for scale in SCALES if paper.status[scale] == "reproduced"]
+        found = [
+            v
+            for scale in scales
+            for v in all_verdicts(
+                paper, newest_setting(read_records(results / scale / paper.key / "records")),
+                scale, results,
+            )
+        ]  # fmt: skip
+        if not scales:
+            continue
+        decided = {v.claim.id for v in found if v.status in _FOUND}
+        never = {v.claim.id for v in found} - decided
+        own, added = ([v for v in found if (v.claim.origin == "paper") is theirs]
+                      for theirs in (True, False))  # fmt: skip
+        cells = name_of(paper), _tally(own), _tally(added), str(len(never))
+        lines.append(f"| {' | '.join(cells)} |")
+    note = (
+        "Held: the whole 95 % interval meets the claim, or a weaker form that the claim names. "
+        "Failed: none of it does. Undecided: the interval holds both. A claim that is tested at "
+        "two scales counts twice."
+    )
+    return "\n".join([*lines, "", note])
+
+
+_FOUND = {"reproduced": "held", "same direction": "held weaker", "contradicted": "failed",
+          "not significant": "undecided"}  # fmt: skip
+
+
+def _tally(found: Sequence[Verdict]) -> str:
+    counts = Counter(_FOUND[v.status] for v in found if v.status in _FOUND)
+    return ", ".join(f"{counts[w]} {w}" for w in _FOUND.values() if counts[w]) or NONE_PRINTED
+
+
 PHENOMENA = {
     "objects": "The tower looks at objects",
     "stages": "The text reads the image in three stages",
@@ -245,6 +326,7 @@ PHENOMENA = {
 }
 BLOCKS: Mapping[str, Callable[[Path, Mapping[str, str]], str]] = {
     "table1-pocket": _accuracy("visionzip", "table1"),
+    "table1-short": _short("visionzip", "table1"),
     "verdicts-pocket": _verdicts("visionzip", "pocket"),
     "blueprint-visionzip": _blueprint("visionzip"),
     "verdicts-blueprint": _verdicts("visionzip", "blueprint"),
@@ -252,4 +334,5 @@ BLOCKS: Mapping[str, Callable[[Path, Mapping[str, str]], str]] = {
     "phenomena": _phenomena,
     "models": _models,
     "claims": _claims,
+    "claims-short": _claims_short,
 }

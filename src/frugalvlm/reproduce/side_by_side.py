@@ -2,6 +2,12 @@
 
 On small models two processes of one thread do about twice the work of one process of two. Nothing
 that measures time belongs here, for a second process disturbs the clock.
+
+Why not a pool of joblib, loky or concurrent.futures: parts wait for each other (a run that two
+papers need is made once), every process tells its own bar of single questions, and when the first
+process is killed the others notice at their pipe and end, so that none goes on writing records.
+A pool hands out what is submitted, in any order, and its workers outlive a killed parent while they
+hold a part. `multiprocessing` is all that is needed.
 """
 
 from __future__ import annotations

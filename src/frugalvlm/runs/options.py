@@ -15,8 +15,16 @@ from frugalvlm.runs.setting import Setting
 POCKET_MODEL = "pocket-llava-base"
 GUIDE_MODEL = "pocket-llava-small"
 QUESTIONS = 300  # per benchmark, at the pocket scale
-# Where all papers run, within half an hour on two cores: fewer questions, shorter measurements.
-QUICK: dict[str, Any] = {"n": 100, "repeats": 5, "energy_window_s": 0.5}
+ROUNDS, WINDOW_S = 9, 1.0  # of cost measurements that go with as many questions
+
+
+def sizes_for(n: int) -> dict[str, Any]:
+    """Options for so many questions: what is measured shrinks with them, so a trial stays short."""
+    rounds, window = (ROUNDS, WINDOW_S) if n >= QUESTIONS else (5, 0.5) if n >= 100 else (3, 0.2)
+    return {"n": n, "repeats": rounds, "energy_window_s": window}
+
+
+QUICK = sizes_for(100)  # where all papers run, within half an hour on two cores
 
 
 @dataclass(frozen=True)
@@ -44,8 +52,8 @@ class Options:
     revision: str | None = None
     device: str = "cpu"
     force: bool = False
-    repeats: int = 9
-    energy_window_s: float = 1.0
+    repeats: int = ROUNDS
+    energy_window_s: float = WINDOW_S
     guide: str = GUIDE_MODEL
     since: datetime | None = None
 

@@ -13,6 +13,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+from statsmodels.stats.multitest import multipletests
 
 __all__ = ["LEVEL", "RESAMPLES", "SHOWN", "Ranking", "holm", "letters", "rank", "two_sided"]
 
@@ -62,11 +63,10 @@ def two_sided(differences: np.ndarray) -> float:
 
 def holm(p: Mapping[Any, float]) -> dict[Any, float]:
     """p-values corrected by Holm's step-down method (Holm 1979)."""
-    corrected, largest = {}, 0.0
-    for i, name in enumerate(sorted(p, key=lambda k: p[k])):
-        largest = max(largest, min(1.0, (len(p) - i) * p[name]))
-        corrected[name] = largest
-    return corrected
+    if not p:
+        return {}
+    corrected = multipletests(list(p.values()), LEVEL, "holm")[1]
+    return dict(zip(p, corrected.tolist(), strict=True))
 
 
 def letters(names: Sequence[int], significant: Mapping[tuple[int, int], bool]) -> dict[int, str]:
