@@ -64,7 +64,11 @@ def test_the_copy_has_the_identity_of_the_package(package):
         ("methods/visionzip.py", "import torch", "# why\n\nimport torch"),
         ("loading.py", "FULL_SCALE_NEEDS:", '__all__ = ["load_vlm"]\nFULL_SCALE_NEEDS:'),
         ("engine/session.py", "from __future__ import annotations", ""),
-        ("trace.py", "draw_kept_patches(image, self.grid", "draw_kept_patches(image, (1, 1)"),
+        (
+            "trace.py",
+            "self._seen(image, processor, crop), grid",
+            "self._seen(image, None, crop), grid",
+        ),
         ("runs/records.py", "CLOCK_SLACK = timedelta(minutes=5)", "CLOCK_SLACK = timedelta(1)"),
         ("methods/aim.py", "class AIM(", "class Another(Method):\n    pass\n\n\nclass AIM("),
         ("methods/__init__.py", "METHODS", "ALL = 1\nMETHODS"),

@@ -113,6 +113,8 @@ class Rule:
             return noun + ("" if limits.most is None else f" to {limits.most:.10g}")
         if self.kind is Literal:
             return f"one of {', '.join(map(repr, get_args(self.hint)))}"
+        if self.kind is tuple and not self.parts:
+            return "a tuple"
         if self.kind is tuple:
             return f"a tuple of which each is {self.parts[0].words}"
         if self.kind is UnionType:
@@ -158,6 +160,8 @@ class Rule:
     def _tuple(self, value: Any) -> tuple:
         if isinstance(value, str) or not isinstance(value, Sequence | np.ndarray):
             raise ValueError
+        if not self.parts:  # of anything
+            return tuple(value)
         (inner,) = self.parts
         return tuple(inner.plain(part) for part in value)
 
