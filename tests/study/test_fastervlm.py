@@ -14,7 +14,7 @@ from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS
 from frugalvlm.papers.paper import Paper, load_paper
 from frugalvlm.report import tables
-from frugalvlm.reproduce import beside
+from frugalvlm.door import beside
 from frugalvlm.reproduce import command as reproduce
 from frugalvlm.runs.attention import eager_attention
 from frugalvlm.runs.costs import visual_flops

@@ -2,7 +2,7 @@
 
 from frugalvlm.methods.aim import AIM, AIMEarly, AIMMask, AIMMerge, AIMVideo
 from frugalvlm.methods.avgpool import AvgPool
-from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
+from frugalvlm.methods.base import Composed, EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.divprune import DivPrune
 from frugalvlm.methods.downsample import Downsample
 from frugalvlm.methods.early_exit import EarlyExit
@@ -41,6 +41,7 @@ __all__ = [
     "AIMMerge",
     "AIMVideo",
     "AvgPool",
+    "Composed",
     "DivPrune",
     "Downsample",
     "EarlyExit",

@@ -6,12 +6,15 @@ A complete record of the same request, made by the same code on the same machine
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from frugalvlm import measure
+from frugalvlm.digest import request_hash
 from frugalvlm.methods import Method
 from frugalvlm.runs import records
 
@@ -75,13 +78,47 @@ class Setting:
 
 
 def code_of(method: Method) -> str:
-    """Hash of the source that decides this method's answers."""
-    return code_hash(type(method).__module__.removeprefix("frugalvlm.").replace(".", "/") + ".py")
+    """Hash of the source that decides this method's answers, of all its parts."""
+    kit = sorted({_file_of(type(part)) for part in method.parts if _of_kit(type(part))})
+    return with_foreign(code_hash(*kit), [method])
 
 
 def code_of_kit() -> str:
     """Hash of all source that decides a cost."""
     return code_hash("methods", "measure", "runs/costs.py")
+
+
+def with_foreign(code: str, methods: Iterable[Method]) -> str:
+    """The same hash, or one over it and the source of those methods that are not the kit's."""
+    foreign = [
+        kind
+        for method in methods
+        for part in method.parts
+        for kind in type(part).__mro__
+        if not _of_kit(kind) and issubclass(kind, Method)
+    ]
+    return request_hash([code, *map(_source_of, foreign)]) if foreign else code
+
+
+def _of_kit(kind: type) -> bool:
+    return kind.__module__.split(".")[0] == "frugalvlm"
+
+
+def _file_of(kind: type) -> str:
+    return kind.__module__.removeprefix("frugalvlm.").replace(".", "/") + ".py"
+
+
+def _source_of(kind: type) -> str:
+    """Source of a class of a script or a notebook cell (there, that of its functions)."""
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):
+        own = [getattr(f, "__func__", f) for f in vars(kind).values()]
+        return "".join(
+            inspect.getsource(f)
+            for f in own
+            if inspect.isfunction(f) and not f.__code__.co_filename.startswith("<string>")
+        )
 
 
 def code_hash(*more: str) -> str:
