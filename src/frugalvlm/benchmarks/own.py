@@ -19,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class OwnBenchmark:
     max_new_tokens: int = MAX_NEW_TOKENS
     headline_max: float = 100.0
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The name that records carry."""
         return f"{self.name}@{request_hash(list(without_pictures(self.data)))[:8]}"
@@ -165,14 +166,13 @@ def own_benchmark(
         raise OwnDataError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
     usual, lines = _lines_of(data)
     columns: dict[str, list[Any]] = {column: [] for column in FEATURES}
-    encoded: dict[int, tuple[str, dict[str, Any]]] = {}  # a picture of many questions, once
-    count = 0
+    count, last = 0, None
     for count, line in enumerate(lines, 1):
         picture, question, answers, category = line
         where = f"question {count}"
-        if id(picture) not in encoded:
-            encoded[id(picture)] = _picture(picture, where)
-        image_id, image = encoded[id(picture)]
+        if last is None or picture is not last[0]:  # one that is asked several times: read once
+            last = picture, _picture(picture, where)
+        image_id, image = last[1]
         right = _answers(answers, where)
         if not isinstance(question, str) or not question.strip():
             raise OwnDataError(f"{where}: a question is a text, not {question!r}.")
@@ -193,7 +193,7 @@ def own_benchmark(
     return OwnBenchmark(name or usual, made, rule, metric, max_new_tokens)
 
 
-# -- where the questions come from ------------------------------------------------------------------
+# -- where the questions come from ----------------------------------------------------------------
 
 Line = tuple[Any, Any, Any, Any]  # picture, question, answers, category
 
@@ -312,7 +312,7 @@ def _picture(picture: Any, where: str) -> tuple[str, dict[str, Any]]:
 
 
 def _answers(answers: Any, where: str) -> list[str]:
-    given = [answers] if isinstance(answers, str | int | float) else answers
+    given: Any = [answers] if isinstance(answers, str | int | float) else answers
     if isinstance(given, Mapping):  # VQA's own files: several people's answers
         given = given.get("answer", given.get("answers"))
     if isinstance(given, Sequence) and given and all(isinstance(a, Mapping) for a in given):

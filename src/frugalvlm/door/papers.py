@@ -16,7 +16,7 @@ from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import answer_cells
 from frugalvlm.runs.attention import attention_run
 from frugalvlm.runs.efficiency import efficiency_run
-from frugalvlm.runs.layout import Skipped, possible_plan, pocket_table
+from frugalvlm.runs.layout import Skipped, pocket_table, possible_plan
 from frugalvlm.runs.options import Options, pocket_setting
 from frugalvlm.runs.setting import Reporter, Setting, Silent
 from frugalvlm.studies import study_of

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from frugalvlm.door.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.loading import load_vlm
 from frugalvlm.papers import Paper, all_papers, load_paper
 from frugalvlm.report.notebooks import execute_paper_notebook
-from frugalvlm.door.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.reproduce.printed import print_report, print_summary
 from frugalvlm.reproduce.progress import Bars, progress
 from frugalvlm.reproduce.runners import RUNNERS, Bench
