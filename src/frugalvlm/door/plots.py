@@ -45,7 +45,9 @@ def accuracy_plot(
         own = own.sort_values(column)
         error = [own[value] - own[f"{value}_low"], own[f"{value}_high"] - own[value]]
         style: dict[str, Any] = {"color": colors[label], "marker": MARKERS[i % len(MARKERS)]}
-        ax.errorbar(own[column], own[value], yerr=error, label=label, capsize=3, **style)
+        # A little apart, or points at the same place would hide each other.
+        x = own[column] * (1 + 0.014 * (i - (len(lines) - 1) / 2))
+        ax.errorbar(x, own[value], yerr=error, label=label, capsize=3, **style)
     whole = rows[rows["method"] == BASELINE].iloc[0]
     ax.plot(whole[column], whole[value], marker="*", markersize=13, color="0.2", linestyle="none",
             label="untouched")  # fmt: skip

@@ -23,7 +23,7 @@ def progress_over(total: int | None, shown: bool | Reporter | None) -> Iterator[
             terminals and notebooks, unless TQDM_DISABLE is set.
     """
     if shown is None:
-        shown = sys.stderr.isatty() or "ipykernel" in sys.modules
+        shown = sys.stderr.isatty() or _in_notebook()
     if not isinstance(shown, bool):
         yield shown
     elif not shown:
@@ -35,6 +35,13 @@ def progress_over(total: int | None, shown: bool | Reporter | None) -> Iterator[
 
             with tqdm(total=total, leave=False, unit="", dynamic_ncols=True) as bar:
                 yield Bar(bar, grows=total is None)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel."""
+    if "IPython" not in sys.modules:
+        return False
+    return hasattr(sys.modules["IPython"].get_ipython(), "kernel")
 
 
 class Bar:

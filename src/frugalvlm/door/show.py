@@ -154,10 +154,17 @@ def cost_note(result: ComparisonResult) -> str:
     """How times and energy were taken, which shrinks with the number of questions."""
     request = select(result.records, "efficiency")[-1]["request"]
     return (
-        f"Costs: FLOPs counted for one prompt; times of batches of {request['batch_size']}, "
-        f"methods taking turns in {request['repeats']} rounds; modelled energy over "
-        f"{request['energy_window_s']:g} s per method. With fewer questions there are fewer rounds "
-        "(3 below 100, 5 below 200, else 9) and shorter windows; repeats=9 asks for more."
+        f"Costs: FLOPs are counted for one prompt; times are those of batches of "
+        f"{request['batch_size']}, methods taking turns in {request['repeats']} rounds. "
+        + _shrinks(request)
+    )
+
+
+def _shrinks(request: Mapping[str, Any]) -> str:
+    return (
+        f"With few questions costs are measured briefly, too: {request['repeats']} rounds and "
+        f"{request['energy_window_s']:g} s per method here; repeats=9 and energy_window_s=1.0 are "
+        "the full measurement."
     )
 
 
@@ -195,7 +202,7 @@ def cost_table(result: ComparisonResult) -> Table:
         title=costs.title.replace("prefill and decoding", "prefill, decoding and energy"),
         headers=(*costs.headers, "J per\nquestion"),
         blocks=blocks,
-        caption=(*costs.caption, *energy.caption[1:], cost_note(result)),
+        caption=(*costs.caption, *energy.caption[1:], _shrinks(measured[-1]["request"])),
         data=pd.concat([costs.data.assign(label=labels), energy.data[list(names)]], axis=1),
         facts=costs.facts,
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import FunctionType
 from typing import Any, Protocol
 
 from frugalvlm import measure
@@ -113,12 +114,16 @@ def _source_of(kind: type) -> str:
     try:
         return inspect.getsource(kind)
     except (OSError, TypeError):
-        own = [getattr(f, "__func__", f) for f in vars(kind).values()]
-        return "".join(
-            inspect.getsource(f)
-            for f in own
-            if inspect.isfunction(f) and not f.__code__.co_filename.startswith("<string>")
-        )
+        own = [getattr(value, "__func__", value) for value in vars(kind).values()]
+        return "".join(_function_source(f) for f in own if inspect.isfunction(f))
+
+
+def _function_source(function: FunctionType) -> str:
+    try:
+        return inspect.getsource(function)
+    except OSError:  # typed at a prompt, or made by @dataclass
+        code = function.__code__
+        return f"{code.co_code.hex()}{code.co_names}"
 
 
 def code_hash(*more: str) -> str:
