@@ -85,13 +85,15 @@ def test_its_code_is_that_of_all_parts():
 def test_what_does_not_go_together_is_refused_and_leaves_nothing():
     model = tiny.model_for("llava_clip")
     before = tiny.fingerprint_of(model)
-    with pytest.raises(UnsupportedError, match="both reduce tokens"), (
-        VisionZip(8, 2) | Uniform(4)
-    ).on(model):
+    with (
+        pytest.raises(UnsupportedError, match="both reduce tokens"),
+        (VisionZip(8, 2) | Uniform(4)).on(model),
+    ):
         pass
-    with pytest.raises(UnsupportedError, match="both cut before layer 2"), (
-        FastV(8, k=2) | FastV(4, k=2)
-    ).on(model):
+    with (
+        pytest.raises(UnsupportedError, match="both cut before layer 2"),
+        (FastV(8, k=2) | FastV(4, k=2)).on(model),
+    ):
         pass
     assert tiny.fingerprint_of(model) == before
 

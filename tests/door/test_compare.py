@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -182,7 +181,7 @@ def test_impossible_rows_are_rows_with_their_sentence(no_cls, own):
 
 def test_what_is_refused_on_the_model_alone_is_known_before_anything_runs(tiny, own, monkeypatch):
     monkeypatch.setattr(asking, "answer", lambda *a: pytest.fail("ran"))
-    with pytest.raises(RequestError, match="None of the rows can run: .*both reduce tokens"):
+    with pytest.raises(RequestError, match=r"None of the rows can run: .*both reduce tokens"):
         frugalvlm.compare(tiny, Uniform(9) | Uniform(8), own, [], 6, **QUIET)
 
 
@@ -216,9 +215,9 @@ def test_costs_are_measured_and_shrink_with_n(tiny, own):
     assert [row[0].short for block in costs.blocks for row in block.rows] == list(
         result.frame["label"]
     )
-    assert costs.headers[-1] == "J per\nquestion"
+    assert costs.headers[-2:] == ("J per\nquestion", "g CO2e per\n1000 questions")
     assert all(
-        ("modelled" in row[-1].short) == (energy == "modelled")
+        ("modelled" in row[-2].short) == (energy == "modelled")
         for row, energy in zip(
             [row for block in costs.blocks for row in block.rows], result.frame["energy"],
             strict=True,

@@ -267,7 +267,7 @@ def _paper_table(
     source = load_paper(key)
     layout = _layout(source, table_id)
     options = replace(
-        options, benchmarks=_columns(layout, data), budgets=_first_budgets(layout, budgets)
+        options, benchmarks=_columns(source, layout, data), budgets=_first_budgets(layout, budgets)
     )
     if layout.pocket_model is not None:
         return _beside(source, layout, options, progress)
@@ -292,13 +292,14 @@ def _paper_table(
 
 
 def _paper_result(
-    source: Paper, layout: Table, made: list[Record], answered: list[Answered], place: Path
-) -> ComparisonResult:
+    source: Paper, layout: Table, made: list[Record], answered: list[Answered], place: Path,
+    notes: tuple[str, ...] = (),
+) -> ComparisonResult:  # fmt: skip
     shown = accuracy_table(source, layout.id, made)
     skipped = [a.line for a in answered if a.line.method is None]
-    why = tuple(f"{s.label} at {s.budget} tokens: {s.reason}" for s in skipped)
+    why = (*notes, *(f"{s.label} at {s.budget} tokens: {s.reason}" for s in skipped))
     shown = replace(shown, caption=(*shown.caption, *why))
-    return ComparisonResult(answered, made, place, {}, (), shown, source.key)
+    return ComparisonResult(answered, made, place, {}, notes, shown, source.key)
 
 
 def _cost_rows(made: list[Record]) -> dict[tuple[str, int], Mapping[str, Any]]:
@@ -315,16 +316,17 @@ def _beside(
     source: Paper, layout: Table, options: Options, progress: bool | Reporter | None
 ) -> ComparisonResult:
     """A table that another embedded model answers; its costs are not measured."""
+    why = ()
     if layout.id not in [t.id for t in tables_beside(source, options)]:
-        raise RequestError(
-            f"Table '{layout.id}' of '{source.key}' is about {layout.pocket_model}, which must be "
-            f"installed (`invoke train --model {layout.pocket_model}`) and cannot be replaced: "
-            f"leave model={POCKET_MODEL!r}."
+        why = (
+            f"Nothing was run: this table is about {layout.pocket_model}, which must be "
+            f"installed (`invoke train --model {layout.pocket_model}`), and goes with "
+            f"{POCKET_MODEL} only.",
         )
     with progress_over(None, progress) as reporter:
         made = beside_runs(source.key, layout.id, options, reporter)
     place = folder_of(source.key, "pocket") / str(layout.pocket_model) / "records"
-    return _paper_result(source, layout, made, [], place)
+    return _paper_result(source, layout, made, [], place, why)
 
 
 def _layout(source: Paper, table_id: str | None) -> Table:
@@ -343,14 +345,16 @@ def _layout(source: Paper, table_id: str | None) -> Table:
     return found
 
 
-def _columns(layout: Table, data: Any) -> tuple[str, ...] | None:
-    """The columns that are asked for; None: all."""
+def _columns(source: Paper, layout: Table, data: Any) -> tuple[str, ...] | None:
+    """The columns that are asked for, by their ids here or in the main table; None: all."""
     if data is None:
         return None
     names = data.split(",") if isinstance(data, str) else list(data)
     names = [str(name).strip() for name in names]
     known = [column.id for column in layout.columns]
-    wrong = [name for name in names if name not in known]
+    main = source.pocket_table
+    elsewhere = [c.id for c in main.columns] if main and layout.pocket_model else []
+    wrong = [name for name in names if name not in (*known, *elsewhere)]
     if wrong:
         raise RequestError(
             f"Table '{layout.id}' has no column {', '.join(wrong)}: {', '.join(known)}."

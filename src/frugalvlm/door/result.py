@@ -138,7 +138,7 @@ class ComparisonResult:
         value: str = "retention",
         ax: Axes | None = None,
     ) -> Axes:
-        """Accuracy against what it costs, with 95 % intervals.
+        """Accuracy against what it costs, with 95 % intervals; the paper's own curve beside ours.
 
         Args:
             kind: what is on the axis: "tokens" (mean over decoder layers), "flops" (counted), or
@@ -151,7 +151,14 @@ class ComparisonResult:
             RequestError: for another kind, or where costs were not measured.
         """
         from frugalvlm.door.plots import accuracy_plot
+        from frugalvlm.report.plots import retention_curve
 
+        if self.paper_table is not None and (kind, value, benchmark) == (
+            "tokens",
+            "retention",
+            None,
+        ):
+            return retention_curve(self.paper_table, ax)
         return accuracy_plot(self, kind, benchmark, value, ax)
 
     @cached_property
@@ -187,7 +194,7 @@ class ComparisonResult:
 
     @property
     def _base(self) -> Mapping[str, Any] | None:
-        return self.answered[0].cost
+        return self.answered[0].cost if self.answered else None
 
     def _scored(self, answered: Answered, guard: Guard | None = None) -> Scored:
         """The row's records and those of the untouched model."""

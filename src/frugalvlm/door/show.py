@@ -192,7 +192,7 @@ def cost_table(result: ComparisonResult) -> Table:
     blocks = tuple(
         Block(
             block.heading,
-            tuple((Cell(next(order)), *row[1:], more[2])
+            tuple((Cell(next(order)), *row[1:], more[2], more[4])
                   for row, more in zip(block.rows, beside.rows, strict=True)),
         )
         for block, beside in zip(costs.blocks, energy.blocks, strict=True)
@@ -200,7 +200,7 @@ def cost_table(result: ComparisonResult) -> Table:
     names = ("joules_per_question", "carbon_g_per_1000", "modelled", "reliable")
     return Table(
         title=costs.title.replace("prefill and decoding", "prefill, decoding and energy"),
-        headers=(*costs.headers, "J per\nquestion"),
+        headers=(*costs.headers, *(energy.headers[i] for i in (2, 4))),
         blocks=blocks,
         caption=(*costs.caption, *energy.caption[1:], _shrinks(measured[-1]["request"])),
         data=pd.concat([costs.data.assign(label=labels), energy.data[list(names)]], axis=1),
