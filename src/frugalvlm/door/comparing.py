@@ -15,7 +15,8 @@ from frugalvlm.door.beside import beside_runs, tables_beside
 from frugalvlm.door.papers import Bench
 from frugalvlm.door.progress import progress_over
 from frugalvlm.door.request import BASELINE, Line, Opened, RequestError
-from frugalvlm.door.result import Answered, ComparisonResult, Questions
+from frugalvlm.door.result import ComparisonResult
+from frugalvlm.door.rows import Answered, Questions
 from frugalvlm.methods import Method
 from frugalvlm.papers import KEYS, Paper, Table, load_paper
 from frugalvlm.paths import results_dir
@@ -316,7 +317,7 @@ def _beside(
     source: Paper, layout: Table, options: Options, progress: bool | Reporter | None
 ) -> ComparisonResult:
     """A table that another embedded model answers; its costs are not measured."""
-    why = ()
+    why: tuple[str, ...] = ()
     if layout.id not in [t.id for t in tables_beside(source, options)]:
         why = (
             f"Nothing was run: this table is about {layout.pocket_model}, which must be "

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.axes import Axes
 
 from frugalvlm.door.request import BASELINE, RequestError
+from frugalvlm.door.rows import Compared
 from frugalvlm.report.plots import MARKERS, colors_of, new_axes
-
-if TYPE_CHECKING:
-    from frugalvlm.door.result import ComparisonResult
 
 AXES = {
     "tokens": ("tokens_mean", "visual tokens, mean over decoder layers"),
@@ -20,7 +18,7 @@ AXES = {
 
 
 def accuracy_plot(
-    result: ComparisonResult, kind: str, benchmark: str | None, value: str, ax: Axes | None
+    result: Compared, kind: str, benchmark: str | None, value: str, ax: Axes | None
 ) -> Axes:
     """See `ComparisonResult.plot`."""
     if kind not in AXES or value not in ("retention", "score"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -14,6 +14,7 @@ from rich.console import Console, Group
 
 from frugalvlm.door import show
 from frugalvlm.door.request import BASELINE, Line
+from frugalvlm.door.rows import Answered, Questions
 from frugalvlm.report.display import Table
 from frugalvlm.runs.records import Record
 from frugalvlm.verdicts.guard import Guard
@@ -22,38 +23,7 @@ from frugalvlm.verdicts.scored import Scored
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["Answered", "ComparisonResult", "Questions"]
-
-
-@dataclass(frozen=True, eq=False)
-class Questions:
-    """A benchmark and the very rows that were asked, so that scoring makes none a second time."""
-
-    benchmark: Any
-    rows: Sequence[Mapping[str, Any]]
-
-    def dataset(self, split: str, n: int) -> Sequence[Mapping[str, Any]]:
-        """The rows, without pictures."""
-        return self.rows
-
-    def sheet(self, rows: Sequence[Mapping[str, Any]], answers: Sequence[str | None]) -> Any:
-        """Answers, scored by the benchmark."""
-        return self.benchmark.sheet(rows, answers)
-
-
-@dataclass(frozen=True, eq=False)
-class Answered:
-    """A row with what was measured of it.
-
-    Attributes:
-        line: method and budget.
-        records: its accuracy records by the name of the data.
-        cost: its row of the efficiency record, if costs were measured.
-    """
-
-    line: Line
-    records: Mapping[str, Record] = field(default_factory=dict)
-    cost: Mapping[str, Any] | None = None
+__all__ = ["ComparisonResult"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from frugalvlm.benchmarks.stats import Estimate
-from frugalvlm.door.request import BASELINE, Line
+from frugalvlm.door.request import Line, RequestError
+from frugalvlm.door.rows import Compared
 from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, between, percent, plus_minus
 from frugalvlm.report.cost_tables import efficiency_table, energy_table
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs.records import select
 from frugalvlm.verdicts.scored import Scored
-
-if TYPE_CHECKING:
-    from frugalvlm.door.result import ComparisonResult
 
 IMPOSSIBLE = "not possible"
 COSTS = (
@@ -70,7 +68,7 @@ def cost_numbers(cost: Mapping[str, Any] | None, base: Mapping[str, Any] | None)
     }
 
 
-def wide_table(result: ComparisonResult) -> Table:
+def wide_table(result: Compared) -> Table:
     """A row per method and budget, a column per benchmark, the mean, and the two main costs."""
     frame, names = result.frame, list(result.data)
     several, costed = len(names) > 1, bool(frame["flops"].notna().any())
@@ -138,7 +136,7 @@ def _cost_cells(row: Any) -> list[Cell]:
     ]
 
 
-def _caption(result: ComparisonResult, costed: bool) -> list[str]:
+def _caption(result: Compared, costed: bool) -> list[str]:
     lines = [
         "Score with its 95 % bootstrap interval over pictures; below it the share of the untouched "
         "model's score that is retained (same questions, paired). Tokens: asked for per crop, and "
@@ -150,7 +148,7 @@ def _caption(result: ComparisonResult, costed: bool) -> list[str]:
     return [*lines, *result.notes]
 
 
-def cost_note(result: ComparisonResult) -> str:
+def cost_note(result: Compared) -> str:
     """How times and energy were taken, which shrinks with the number of questions."""
     request = select(result.records, "efficiency")[-1]["request"]
     return (
@@ -168,15 +166,13 @@ def _shrinks(request: Mapping[str, Any]) -> str:
     )
 
 
-def reasons(result: ComparisonResult) -> list[str]:
+def reasons(result: Compared) -> list[str]:
     """A sentence for each row that could not run."""
     return [f"{line.label} at {line.budget} tokens: {line.reason}" for line in result.skipped]
 
 
-def cost_table(result: ComparisonResult) -> Table:
+def cost_table(result: Compared) -> Table:
     """The kit's cost table and the energy beside it, by the labels of the comparison."""
-    from frugalvlm.door.request import RequestError
-
     measured = select(result.records, "efficiency")
     if not measured:
         raise RequestError("Costs were not measured: compare with costs=True.")
@@ -236,6 +232,6 @@ def _tex(text: str) -> str:
 
 
 __all__ = [
-    "BASELINE", "COSTS", "IMPOSSIBLE", "cost_note", "cost_numbers", "cost_table", "latex",
+    "COSTS", "IMPOSSIBLE", "cost_note", "cost_numbers", "cost_table", "latex",
     "numbers", "reasons", "wide_table",
 ]  # fmt: skip
