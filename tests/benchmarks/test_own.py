@@ -11,6 +11,7 @@ import pytest
 
 from frugalvlm.benchmarks import metrics
 from frugalvlm.benchmarks.own import METRICS, OwnDataError, own_benchmark
+from frugalvlm.paths import project_root
 
 QUESTIONS = [("a", "what is it?", ["circle"]), ("a", "is it red?", ["yes", "yeah"]),
              ("b", "how many?", ["2"])]  # fmt: skip
@@ -143,6 +144,12 @@ def test_named_scores_are_the_kits():
     assert METRICS["option_letter"]("A", ["b"]) == 0
     assert METRICS["yes_no"]("No, it is not.", ["no"]) == 1
     assert METRICS["yes_no"]("yes", ["no"]) == 0
+
+
+def test_the_documentation_names_all_scores():
+    text = (project_root() / "docs" / "own_benchmark.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [line.split('"')[1] for line in table[1:]] == list(METRICS)
 
 
 def test_a_function_scores_and_must_say_0_to_1():

@@ -69,6 +69,8 @@ def test_a_papers_table_on_64_patches(asked):
         row.method for row in load_paper("visionzip").table("table1").rows
     }
     assert len(result.records) == 1 + 2 * 7
+    assert "n = 6" in repr(result)
+    assert "VisionZip, printed" in result.plot().get_legend_handles_labels()[1]
     with pytest.raises(RequestError, match="costs=True"):
         _ = result.costs
 

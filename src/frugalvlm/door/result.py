@@ -139,7 +139,7 @@ class ComparisonResult:
     @property
     def n(self) -> int:
         """Questions per benchmark, the largest number."""
-        return max((len(q.rows) for q in self.data.values()), default=0)
+        return int(self.frame["n"][self.frame["benchmark"] != "mean"].max())
 
     def _repr_html_(self) -> str:
         return self.table.to_html()
@@ -154,7 +154,7 @@ class ComparisonResult:
 
     def __repr__(self) -> str:
         rows, out = len(self.answered), len(self.skipped)
-        names = ", ".join(self.data)
+        names = ", ".join(dict.fromkeys(self.frame["benchmark"]))
         return (
             f"ComparisonResult({rows} rows, {out} of them impossible; {names}; n = {self.n}; "
             "see .frame, .table, .costs, .plot(), .to_latex(), .to_csv(path), .skipped, .records)"
