@@ -18,6 +18,7 @@ FLOORS = (
     ("verdicts",),
     ("report",),
     ("studies", "probes", "bench"),
+    ("door",),
     ("reproduce", "scaffold"),
 )
 FRONT = "frugalvlm"  # the package's front knows all floors

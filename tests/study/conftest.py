@@ -13,11 +13,11 @@ import torch
 
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
 from frugalvlm.digest import request_hash
+from frugalvlm.door import beside
 from frugalvlm.loading import load_vlm
 from frugalvlm.papers.paper import Paper, load_paper
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
-from frugalvlm.reproduce import beside
 
 COLUMNS = ("pocket-gqa", "pocket-pope", "pocket-mme", "pocket-textvqa", "pocket-sqa",
            "pocket-vqav2")  # fmt: skip

@@ -2,10 +2,10 @@
 
 import pytest
 
+from frugalvlm.door import beside
 from frugalvlm.papers.paper import load_paper
 from frugalvlm.paths import project_root
 from frugalvlm.report import tables
-from frugalvlm.reproduce import beside
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import read_records
 from frugalvlm.verdicts.verdicts import all_verdicts, verdicts

@@ -10,11 +10,11 @@ from tiny_hosts import IMAGE, PATCHES, Picture, model_for, prompt
 
 from frugalvlm import measure
 from frugalvlm.benchmarks import asking
+from frugalvlm.door import beside
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS
 from frugalvlm.papers.paper import Paper, load_paper
 from frugalvlm.report import tables
-from frugalvlm.reproduce import beside
 from frugalvlm.reproduce import command as reproduce
 from frugalvlm.runs.attention import eager_attention
 from frugalvlm.runs.costs import visual_flops

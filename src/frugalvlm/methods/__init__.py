@@ -2,7 +2,7 @@
 
 from frugalvlm.methods.aim import AIM, AIMEarly, AIMMask, AIMMerge, AIMVideo
 from frugalvlm.methods.avgpool import AvgPool
-from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
+from frugalvlm.methods.base import Composed, EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.divprune import DivPrune
 from frugalvlm.methods.downsample import Downsample
 from frugalvlm.methods.early_exit import EarlyExit
@@ -34,7 +34,7 @@ METHODS: dict[str, type[Method]] = {
 VARIANTS: dict[str, type[Method]] = {kind.key: kind for kind in (AIMMerge, AIMEarly, AIMVideo)}
 KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
 
-__all__ = ["METHODS", "VARIANTS", "method_class"]
+__all__ = ["METHODS", "VARIANTS", "Composed", "method_class"]
 __all__ += [kind.__name__ for kind in (*METHODS.values(), *VARIANTS.values(), *KINDS)]
 
 

@@ -120,6 +120,20 @@ class Method(ABC):
         """
         return operator_of(type(self))(self, model, placeholders)
 
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods that it is made of: itself alone, unless it is composed."""
+        return (self,)
+
+    def __or__(self, other: Method) -> Composed:
+        """Both on one model, this one first: what two nested blocks do, as one method.
+
+        Example: `VisionZip(dominant=28, contextual=4) | FastV(16)`.
+        """
+        if not isinstance(other, Method):
+            return NotImplemented
+        return Composed((*self.parts, *other.parts))
+
     def describe(self) -> dict[str, Any]:
         """Name and hyper-parameters, as records keep them."""
         told = [f.name for f in fields(self) if not f.metadata.get("runtime")]
@@ -304,6 +318,67 @@ class DepthPolicy(Method):
     @abstractmethod
     def fires(self, score: Float[Tensor, "*tokens"]) -> Bool[Tensor, "*tokens"]:
         """Whether a token with this score may leave."""
+
+
+@dataclass(frozen=True)
+class Composed(Method):
+    """Several methods on one model, entered in order; what `A | B` gives.
+
+    Attributes:
+        members: at least two methods, the first one outermost.
+    """
+
+    members: Annotated[tuple[Method, ...], "method objects, the first one outermost"]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.members, tuple) or len(self.members) < 2 or not all(isinstance(m, Method) for m in self.members):
+            raise UnsupportedError(
+                "A composed method has two or more method objects: write A | B, for example "
+                "VisionZip(28, 4) | FastV(16)."
+            )
+        super().__post_init__()
+
+    # A kind's own name and flags are known with the class; here the parts decide them.
+    @property
+    def key(self) -> str:  # type: ignore[override]
+        """The keys of the parts, in order: `visionzip+fastv`."""
+        return "+".join(member.key for member in self.members)
+
+    @property
+    def needs_cls(self) -> bool:  # type: ignore[override]
+        """Whether any part does."""
+        return any(member.needs_cls for member in self.members)
+
+    @property
+    def adaptive(self) -> bool:  # type: ignore[override]
+        """Whether any part is."""
+        return any(member.adaptive for member in self.members)
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """Its members."""
+        return self.members
+
+    @classmethod
+    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
+        """No rule says how parts share a budget.
+
+        Raises:
+            BudgetError: always; says what to do.
+        """
+        raise BudgetError(
+            "No rule shares a budget among the parts of a composed method: make each part with its "
+            "own budget, for example VisionZip(28, 4) | FastV(16)."
+        )
+
+    def check(self, shape: Shape) -> None:
+        """Each part must suit the model; what does not go together is refused on entering."""
+        for member in self.members:
+            member.check(shape)
+
+    def describe(self) -> dict[str, Any]:
+        """Its name, and all parts with their hyper-parameters."""
+        return {"method": self.key, "parts": [member.describe() for member in self.members]}
 
 
 def check_budget(kept_tokens: int, total_tokens: int, asked: Method | None = None) -> None:

@@ -260,6 +260,23 @@ class LayoutModel(_Described):
         """The share of the visual tokens that ``budget`` keeps."""
         return Fraction(budget.paper_tokens, self.tokens)
 
+    def kept(self, budget: Budget, patches: int) -> int | None:
+        """What ``budget`` means, per crop, to a small model with so many patches per crop.
+
+        The pocket count at the pocket model's own patches. At any other number the paper's share;
+        where the pocket count is another share (budgets that are means over a decoder of another
+        depth), that one. None: the budget has no pocket counterpart.
+        """
+        ours, whole = budget.pocket_tokens, self.pocket_tokens
+        if ours is None or whole is None:
+            return None
+        if patches == whole:
+            return ours
+        share = self.fraction(budget)
+        if abs(share * whole - ours) >= 1:
+            share = Fraction(ours, whole)
+        return max(1, round(share * patches))
+
 
 @dataclass(frozen=True)
 class Row(_Described):

@@ -144,9 +144,11 @@ class Table:
         yield self.to_rich(options.max_width)
 
 
-def budget_at(budget: Budget, scale: str) -> int | None:
-    """The number of visual tokens per crop that a layout's budget means at a scale."""
-    return budget.pocket_tokens if scale == "pocket" else budget.per_crop or budget.paper_tokens
+def budget_at(budget: Budget, scale: str, model: LayoutModel, total: int) -> int | None:
+    """The number of visual tokens per crop, of `total`, that a layout's budget means at a scale."""
+    if scale == "pocket":
+        return model.kept(budget, total)
+    return budget.per_crop or budget.paper_tokens
 
 
 def total_at(model: LayoutModel, scale: str) -> int:

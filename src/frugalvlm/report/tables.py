@@ -91,7 +91,7 @@ def accuracy_table(
     }
     lines, heading_of = [], {}
     for row, budget in _lines_of(layout):
-        tokens = total if budget is None else budget_at(budget, scale)
+        tokens = total if budget is None else budget_at(budget, scale, layout.model, total)
         if tokens is None:
             continue
         heading_of[tokens] = budget_heading(tokens, total, budget, layout.model)

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from frugalvlm.door.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.loading import load_vlm
 from frugalvlm.papers import Paper, all_papers, load_paper
 from frugalvlm.report.notebooks import execute_paper_notebook
 from frugalvlm.report.pages import relink
-from frugalvlm.reproduce.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.reproduce.printed import print_closing, print_report, print_summary
 from frugalvlm.reproduce.problems import tell_problems
 from frugalvlm.reproduce.progress import Bars, progress

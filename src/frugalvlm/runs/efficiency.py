@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm import measure
-from frugalvlm.benchmarks import load_benchmark
+from frugalvlm.benchmarks import Benchmark
 from frugalvlm.benchmarks.asking import prepare
+from frugalvlm.benchmarks.pocket_gqa import POCKET_GQA
 from frugalvlm.digest import request_hash
 from frugalvlm.methods import Method
 from frugalvlm.runs import records
@@ -31,13 +32,26 @@ def efficiency_run(
     repeats: int = 9,
     decode_steps: int = 8,
     energy_window_s: float = 1.0,
+    benchmark: Benchmark = POCKET_GQA,
 ) -> dict[str, Any]:
     """Measure cost of several methods side by side; returns the record.
 
     FLOPs and KV bytes are counted for one prompt; latency and peak memory are measured for a batch,
     the methods taking turns. Vanilla must come first: it is the reference of every ratio.
+
+    Args:
+        setting: what all runs of the table share.
+        model: the untouched model.
+        processor: of the model.
+        methods: with their budgets, the untouched model first.
+        reporter: told of progress.
+        batch: prompts that are timed at once.
+        repeats: rounds of the latency measurement.
+        decode_steps: decoding passes of a round.
+        energy_window_s: length of a modelled energy window, per method.
+        benchmark: whose first questions of the dev split are the prompts.
     """
-    names = [f"{m.key}-{b}" for m, b in methods]
+    names = [f"{i}-{m.key}-{b}" for i, (m, b) in enumerate(methods)]
     request = {
         "scale": setting.scale, "model": setting.model_name, "batch_size": batch,
         "methods": [{**m.describe(), "budget": b} for m, b in methods],
@@ -46,6 +60,8 @@ def efficiency_run(
         "attn_implementation": model.config._attn_implementation,
         "device": torch.device(setting.device).type, "threads": torch.get_num_threads(),
     }  # fmt: skip
+    if benchmark is not POCKET_GQA:
+        request["questions_of"] = benchmark.id
     code = code_hash("measure", "runs.costs", "runs.efficiency", *(m for m, _ in methods))
     found = find_run(setting, "efficiency", request, code)
     reporter.start("efficiency", len(methods) + 2)
@@ -53,10 +69,12 @@ def efficiency_run(
         reporter.advance(len(methods) + 2)
         return found
     started = time.monotonic()
-    data = load_benchmark("pocket-gqa").dataset("dev", batch)
-    images = [data[i]["image"] for i in range(batch)]
-    one = prepare(processor, images[:1], data["question"][:1], setting.device)
-    many = prepare(processor, images, data["question"][:batch], setting.device)
+    data = benchmark.dataset("dev", batch)
+    shown = "frames" if "frames" in data.column_names else "image"
+    places = [i % len(data) for i in range(batch)]  # a small set of one's own may hold fewer
+    images, questions = [data[i][shown] for i in places], [data[i]["question"] for i in places]
+    one = prepare(processor, images[:1], questions[:1], setting.device)
+    many = prepare(processor, images, questions, setting.device)
     rows = []
     for method, budget in methods:
         rows.append(_counted(model, method, budget, one, many, setting.device))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm.errors import FrugalError
@@ -12,7 +14,7 @@ from frugalvlm.papers import Paper, Table
 from frugalvlm.papers.classes import suggestion
 from frugalvlm.runs.guides import with_guide
 from frugalvlm.runs.options import Options
-from frugalvlm.views import Shape
+from frugalvlm.views import BudgetError, Shape, UnsupportedError
 
 
 class ScaleError(FrugalError, ValueError):
@@ -49,12 +51,19 @@ def check_methods(table: Table) -> None:
             )
 
 
-def rows_of(table: Table, options: Options) -> list[tuple[str, int]]:
-    """Method and budget of every row: the baseline first, then budget by budget."""
-    tokens = table.model.pocket_tokens
-    if tokens is None:
+def rows_of(table: Table, options: Options, patches: int | None = None) -> list[tuple[str, int]]:
+    """Method and budget of every row: the baseline first, then budget by budget.
+
+    Args:
+        table: the layout.
+        options: say how many of its budgets to run.
+        patches: per crop of the model, to which budgets are scaled; None: the pocket model's.
+    """
+    tokens = table.model.pocket_tokens if patches is None else patches
+    if tokens is None or table.model.pocket_tokens is None:
         raise ScaleError(f"Table '{table.id}' has no pocket budgets.")
-    budgets = [b.pocket_tokens for b in table.budgets if b.pocket_tokens is not None]
+    scaled = [table.model.kept(budget, tokens) for budget in table.budgets]
+    budgets = [budget for budget in scaled if budget is not None]
     others = [row.method for row in table.rows if row.method != table.baseline]
     return [
         (table.baseline, tokens),
@@ -65,11 +74,53 @@ def rows_of(table: Table, options: Options) -> list[tuple[str, int]]:
 def plan_of(
     table: Table, options: Options, model: PreTrainedModel, processor: ProcessorMixin
 ) -> list[tuple[Method, int]]:
-    """Method and budget of every row, for a model; with a small model where a method needs one."""
+    """Method and budget of every row, for a model; with a small model where a method needs one.
+
+    Raises:
+        BudgetError, UnsupportedError: of the first row that the model cannot serve.
+    """
+    plan, skipped = possible_plan(table, options, model, processor)
+    for row in skipped:
+        raise row.error
+    return plan
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that a model cannot serve.
+
+    Attributes:
+        method: its key.
+        budget: visual tokens per crop that were asked for.
+        error: says why.
+    """
+
+    method: str
+    budget: int
+    error: FrugalError
+
+    @property
+    def reason(self) -> str:
+        """The sentence."""
+        return str(self.error)
+
+
+def possible_plan(
+    table: Table, options: Options, model: PreTrainedModel, processor: ProcessorMixin
+) -> tuple[list[tuple[Method, int]], list[Skipped]]:
+    """The rows of a table that a model can serve, and the others; nothing is run."""
     check_methods(table)
     shape = host_for(model).shape
-    plan = [(planned(table, key, b, shape), b) for key, b in rows_of(table, options)]
-    return with_guide(plan, options, processor)
+    plan: list[tuple[Method, int]] = []
+    skipped: list[Skipped] = []
+    for key, budget in rows_of(table, options, shape.patches):
+        try:
+            method = planned(table, key, budget, shape)
+            method.check(shape)
+            plan.append((method, budget))
+        except (BudgetError, UnsupportedError) as error:
+            skipped.append(Skipped(key, budget, error))
+    return with_guide(plan, options, processor), skipped
 
 
 def planned(table: Table, key: str, budget: int, shape: Shape) -> Method:

@@ -73,7 +73,9 @@ def run(
     """All records of these analyses, measured or found."""
     layout = load_paper("gsearch").table("table3")
     names = options.benchmarks or tuple(column.id for column in layout.columns)
-    budgets = [b.pocket_tokens for b in layout.budgets if b.pocket_tokens][: options.budgets]
+    patches = host_for(model).shape.patches
+    kept = [layout.model.kept(budget, patches) for budget in layout.budgets]
+    budgets = [budget for budget in kept if budget is not None][: options.budgets]
     ranking = ranking_run(setting, model, processor, reporter, min(IMAGES, setting.n))
     search = search_run(setting, model, processor, names, budgets, reporter)
     plan = found_plan(search, model)

@@ -65,9 +65,10 @@ def run(
     guide = load_guide(options, processor)
     heard: dict[bytes, Guidance] = {}
     (layout,) = [t for t in load_paper("sgl").tables if t.id == "sources"]
-    budget = layout.budgets[0].pocket_tokens
+    patches = host_for(model).shape.patches
+    budget = layout.model.kept(layout.budgets[0], patches)
     assert budget is not None
-    measured = replace(SGL.for_budget(budget, host_for(model).shape.patches), guide=guide)
+    measured = replace(SGL.for_budget(budget, patches), guide=guide)
     method = replace(measured, guide=_Remembering(guide, heard))
     names = [name for name in BENCHMARKS if name in (options.benchmarks or BENCHMARKS)]
     made, large = [], {}
