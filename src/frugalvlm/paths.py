@@ -1,7 +1,9 @@
 """Where the kit keeps its data and its results.
 
-The kit is used from a clone (``pip install -e .``), so data and results lie beside the code in
-the repository. Two environment variables move them: ``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS``.
+In a clone (``pip install -e .``) data, notebooks and results lie beside the code in the repository.
+A package that was installed without it (``pip install .``) carries data and notebooks inside, and
+its results go to a folder of the caller's. Two environment variables move data and results:
+``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS``.
 """
 
 import os
@@ -9,11 +11,31 @@ from pathlib import Path
 
 from frugalvlm.errors import FrugalError
 
-__all__ = ["MissingFilesError", "data_dir", "project_root", "results_dir"]
+__all__ = [
+    "MissingFilesError",
+    "checkpoints_dir",
+    "data_dir",
+    "notebooks_dir",
+    "project_root",
+    "repository",
+    "results_dir",
+]
+
+PACKAGE = Path(__file__).resolve().parent
+INSIDE = PACKAGE / "_files"  # what setup.py copies into an installed package: data and notebooks
 
 
 class MissingFilesError(FrugalError, FileNotFoundError):
     """Data or results that are not where they are looked for; the message names the remedy."""
+
+
+def repository() -> Path | None:
+    """The folder of the clone this package runs from; None for an installed package."""
+    root = PACKAGE.parents[1]
+    # The very place, not any folder above: a copy installed in a virtual environment that lies in
+    # a clone is another version of the code, and must not take the clone's data for its own.
+    ours = PACKAGE.parent.name == "src" and (root / "pyproject.toml").is_file()
+    return root if ours and (root / "data" / "papers").is_dir() else None
 
 
 def project_root() -> Path:
@@ -21,23 +43,33 @@ def project_root() -> Path:
 
     Raises MissingFilesError when the package was installed without its repository.
     """
-    here = Path(__file__).resolve()
-    for folder in here.parents:
-        # data/papers, not just data/: a copy installed in the virtual environment of some other
-        # project must not take that project's data folder for ours.
-        if (folder / "pyproject.toml").is_file() and (folder / "data" / "papers").is_dir():
-            return folder
-    raise MissingFilesError(
-        f"no folder above {here} holds frugalvlm's pyproject.toml and data/papers: install with "
-        "`pip install -e .` inside a clone, or set FRUGALVLM_DATA and FRUGALVLM_RESULTS."
-    )
+    root = repository()
+    if root is None:
+        raise MissingFilesError(
+            f"This needs a clone of frugalvlm's repository, and {PACKAGE} was installed without "
+            "one: run it inside a clone, after `pip install -e .` there."
+        )
+    return root
+
+
+def checkpoints_dir() -> Path:
+    """The folder of unfinished training runs; beside the results where these are not in a clone."""
+    root = repository()
+    if root is None or os.environ.get("FRUGALVLM_RESULTS"):
+        return results_dir() / "checkpoints"
+    return root / "checkpoints"
+
+
+def notebooks_dir() -> Path:
+    """The folder of the source notebooks, which no run changes."""
+    return _shipped("notebooks")
 
 
 def data_dir() -> Path:
     """The folder of reported figures, models and fixtures (``FRUGALVLM_DATA`` overrides it)."""
     override = os.environ.get("FRUGALVLM_DATA")
     if not override:
-        return project_root() / "data"
+        return _shipped("data")
     folder = Path(override).expanduser()
     if not folder.is_dir():
         raise MissingFilesError(
@@ -50,7 +82,27 @@ def data_dir() -> Path:
 def results_dir() -> Path:
     """The folder of records, tables and executed notebooks (``FRUGALVLM_RESULTS`` overrides it).
 
-    It need not exist yet: whoever writes the first record creates it.
+    By default results/ of the repository, or frugalvlm-results/ in the folder where an installed
+    package is first asked. It need not exist yet: whoever writes the first record creates it.
     """
     override = os.environ.get("FRUGALVLM_RESULTS")
-    return Path(override).expanduser() if override else project_root() / "results"
+    if override:
+        return Path(override).expanduser()
+    if root := repository():
+        return root / "results"
+    # Said to the notebooks and processes that are started from here, which run in other folders.
+    folder = Path.cwd() / "frugalvlm-results"
+    os.environ["FRUGALVLM_RESULTS"] = str(folder)
+    return folder
+
+
+def _shipped(name: str) -> Path:
+    """A folder that comes with the kit: of the repository, or inside the installed package."""
+    root = repository()
+    folder = INSIDE / name if root is None else root / name
+    if not folder.is_dir():
+        raise MissingFilesError(
+            f"{folder} is missing, so this copy of frugalvlm is not whole: install it again with "
+            "`pip install --force-reinstall --no-deps .` in a clone."
+        )
+    return folder

@@ -27,7 +27,7 @@ from frugalvlm.digest import request_hash
 from frugalvlm.loading import model_hash
 from frugalvlm.methods import EncoderReducer, LayerReducer, Method
 from frugalvlm.papers import all_papers
-from frugalvlm.paths import project_root, results_dir
+from frugalvlm.paths import notebooks_dir, results_dir
 from frugalvlm.pocket.installed import WeightsError
 from frugalvlm.report.display import facts_of, labels_of, setting_lines
 from frugalvlm.report.notebooks import execute
@@ -428,7 +428,7 @@ def build() -> list[Path]:
         NotebookError: a cell failed.
     """
     gather()
-    source, target = project_root() / "notebooks" / "compare", results_dir() / "compare"
+    source, target = notebooks_dir() / "compare", results_dir() / "compare"
     return [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", {}) for n in NOTEBOOKS]
 
 

@@ -14,7 +14,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from nbconvert import HTMLExporter
 
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import project_root
+from frugalvlm.paths import notebooks_dir
 
 if TYPE_CHECKING:
     from frugalvlm.runs.options import Options
@@ -39,7 +39,7 @@ def paper_notebook(key: str) -> Path:
     Raises:
         NotebookError: when the paper has none yet.
     """
-    path = project_root() / "notebooks" / "papers" / f"{key}.ipynb"
+    path = notebooks_dir() / "papers" / f"{key}.ipynb"
     if not path.is_file():
         raise NotebookError(f"There is no notebook for '{key}' yet ({path}).")
     return path
