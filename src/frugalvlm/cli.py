@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
