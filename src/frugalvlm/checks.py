@@ -18,6 +18,7 @@ __all__ = [
     "check_number",
     "check_present",
     "check_whole",
+    "check_wholes",
     "read_whole",
 ]
 
@@ -43,6 +44,17 @@ def check_whole(name: str, value: Any, least: int = 1, most: int | None = None) 
             if whole >= least and (most is None or whole <= most):
                 return whole
     raise OptionError(f"{name} is a whole number {wanted}; got {_shown(value)}.")
+
+
+def check_wholes(name: str, value: Any, least: int = 1) -> tuple[int, ...]:
+    """A list of whole numbers, which is not empty.
+
+    Raises:
+        OptionError: for anything else, one number alone among it.
+    """
+    if isinstance(value, str) or not isinstance(value, Iterable) or not (numbers := [*value]):
+        raise OptionError(f"{name} is a list of whole numbers such as [48]; got {_shown(value)}.")
+    return tuple(check_whole(name, number, least) for number in numbers)
 
 
 def read_whole(name: str, text: str, least: int = 1, most: int | None = None) -> int:
@@ -98,6 +110,9 @@ def check_names(name: str, value: Any, known: Iterable[str]) -> tuple[str, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise OptionError(f"{name} is a list of names such as ['{known[0]}']; got {_shown(value)}.")
     names = tuple(value)
+    if len(names) > 1 and all(isinstance(one, str) and len(one) == 1 for one in names):
+        # A notebook's parameter that was a text is a list of its letters by now.
+        return check_names(name, "".join(names), known)
     for one in names:
         if one not in known:
             raise OptionError(f"Unknown in {name}: {_shown(one)}. Known: {', '.join(known)}.")

@@ -25,7 +25,6 @@ __all__ = ["main"]
 
 SCALES = ("pocket", "blueprint", "full")
 MOST_QUESTIONS = 100_000  # of a benchmark; `benchmarks.base`, which needs torch, says the same
-QUESTIONS_OF_ALL = 100
 INTERRUPTED = "Interrupted. Nothing is lost: the same command continues where this one stopped."
 
 
@@ -159,10 +158,10 @@ def _reproduce(given: argparse.Namespace) -> None:
         project_root()  # there must be a place to publish to
     if given.paper is not None:
         _from("papers").load_paper(given.paper)
-    study = _from("reproduce.command")
+    study, sizes = _from("reproduce.command"), _from("runs.options")
     told = {**numbers, **texts, "benchmarks": benchmarks, "force": given.force}
-    quick = study.QUICK if given.all and given.n is None else {}
-    options = study.Options(**{**quick, **{k: v for k, v in told.items() if v is not None}})
+    quick = sizes.QUICK if given.all and given.n is None else {}
+    options = sizes.Options(**{**quick, **{k: v for k, v in told.items() if v is not None}})
     if given.all:
         study.reproduce_all(given.scale, options)
     else:

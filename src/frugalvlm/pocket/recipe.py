@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalvlm.checks import check_whole
 from frugalvlm.pocket.installed import WeightsError, models_dir, verify
 from frugalvlm.pocket.models import build_model, build_tokenizer, spec
 from frugalvlm.pocket.objectives import (
@@ -56,6 +57,12 @@ class Stage:
     side: int = IMAGE_SIZE  # pixels of the scenes
     half_depth: bool = False  # train every second decoder layer; the others start as bystanders
     clips: float = 0.0  # share of the steps that show clips
+
+    def __post_init__(self) -> None:
+        check_whole(f"steps of the {self.name} stage", self.steps)
+        check_whole(f"batch of the {self.name} stage", self.batch)
+        for most in self.things:
+            check_whole(f"things of the {self.name} stage", most, 1, MAX_THINGS)
 
 
 # What is asked and what is seen must be compared. That is learnt first where there is only one
