@@ -1,32 +1,30 @@
-"""Command line of the kit: `invoke --list`. Tasks only compose; the work is in the package."""
-
-import sys
+"""The verbs of `frugalvlm` as tasks: `invoke --list`. The work is in the package."""
 
 from invoke import Context, task
 from invoke.exceptions import Exit
 
 
-def _run(function, *args, **kwargs):
-    """Call into the package; a known problem ends the task with its one sentence."""
-    from frugalvlm.errors import FrugalError
+def _frugalvlm(verb, **options):
+    """Call the command with the options that were given; its status is the task's."""
+    from frugalvlm.cli import main
 
-    try:
-        return function(*args, **kwargs)
-    except FrugalError as error:
-        raise Exit(f"{error}", code=2) from None
-    except KeyboardInterrupt:
-        raise Exit(
-            "Interrupted. Nothing is lost: the same command continues where this one stopped.",
-            code=130,
-        ) from None
+    arguments = [verb]
+    for name, value in options.items():
+        option = "-n" if name == "n" else f"--{name.rstrip('_')}"
+        if value is True:
+            arguments.append(option)
+        elif value not in (None, False):
+            # With "=", a value may begin with a minus and is told from an option.
+            arguments.append(f"-n{value}" if name == "n" and value else f"{option}={value}")
+    if code := main(arguments):
+        raise Exit(code=code)
 
 
+# None: not given. What was given goes on as the text it is, and is checked in one place.
 @task
 def papers(c: Context):
-    """List the thirteen papers and what is reproduced at which scale."""
-    from frugalvlm.reproduce.printed import print_papers
-
-    _run(print_papers)
+    """List the papers and what is reproduced at which scale."""
+    _frugalvlm("papers")
 
 
 @task(
@@ -34,78 +32,87 @@ def papers(c: Context):
         "paper": "key of the paper, see `invoke papers`",
         "all_": "every paper that runs at this scale, sharing what can be shared",
         "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
-        "n": "questions per benchmark; 0: 300 for one paper, 100 for all; fewer measure shorter",
+        "n": "questions per benchmark; default: 300 for one paper, 100 for all",
+        "benchmarks": "ids of benchmarks, separated by commas; default: all",
+        "budgets": "how many of the table's budgets, the first ones; default: all",
         "model": "embedded model, folder or Hub id",
         "revision": "branch, tag or commit of a Hub model",
-        "device": "cpu or cuda",
+        "device": "cpu, cuda or cuda:N",
+        "repeats": "rounds of the time measurement, at least 2",
         "force": "run again although complete records exist",
+        "publish": "copy the records and pages to results/",
     }
 )
 def reproduce(
-    c: Context, paper="", all_=False, scale="pocket", n=0, model="", revision=None, device="cpu",
-    force=False,
+    c: Context, paper=None, all_=False, scale=None, n=None, benchmarks=None, budgets=None,
+    model=None, revision=None, device=None, repeats=None, force=False, publish=False,
 ):  # fmt: skip
     """Reproduce a paper's tables, or all of them: runs, verdicts, executed notebook, HTML page."""
-    from frugalvlm.reproduce import command as study
-    from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS, QUICK, Options, sizes_for
-
-    if bool(paper) == all_:
-        raise Exit("Give either --paper KEY (`invoke papers` lists them) or --all.", code=2)
-    options = Options(
-        **sizes_for(n or (QUICK["n"] if all_ else QUESTIONS)),
-        model=model or POCKET_MODEL,
-        revision=revision,
-        device=device,
-        force=force,
-    )
-    if all_:
-        _run(study.reproduce_all, scale, options)
-    else:
-        _run(study.reproduce, paper, scale, options)
+    _frugalvlm(
+        "reproduce", paper=paper, all_=all_, scale=scale, n=n, benchmarks=benchmarks,
+        budgets=budgets, model=model, revision=revision, device=device, repeats=repeats,
+        force=force, publish=publish,
+    )  # fmt: skip
 
 
-@task
-def compare(c: Context):
-    """Set all recorded methods side by side: accuracy, efficiency, emissions; nothing is run."""
-    from frugalvlm.reproduce.printed import compare
-
-    _run(compare)
+@task(
+    help={
+        "methods": "keys of methods, for example fastv,visionzip; none: all that is recorded",
+        "budgets": "visual tokens per crop (48,24) or shares (25%)",
+        "data": "ids of benchmarks, or a folder of your own",
+        "n": "questions per benchmark; default: 100",
+        "model": "embedded model, folder or Hub id",
+        "revision": "branch, tag or commit of a Hub model",
+        "device": "cpu, cuda or cuda:N",
+        "repeats": "rounds of the time measurement, at least 2",
+        "force": "run again although there are records",
+        "publish": "copy the pages to results/",
+    }
+)
+def compare(
+    c: Context, methods=None, budgets=None, data=None, n=None, model=None, revision=None,
+    device=None, repeats=None, force=False, publish=False,
+):  # fmt: skip
+    """Compare methods at token budgets (--methods), or all that is recorded side by side."""
+    _frugalvlm(
+        "compare", methods=methods, budgets=budgets, data=data, n=n, model=model,
+        revision=revision, device=device, repeats=repeats, force=force, publish=publish,
+    )  # fmt: skip
 
 
 @task(
     help={
         "model": "embedded model to train",
         "folder": "where checkpoints go; an interrupted run continues from here",
-        "device": "cpu or cuda",
+        "device": "cpu, cuda or cuda:N",
         "seed": "decides initial weights and questions",
         "more": "this many more steps of instruction tuning, from the installed weights",
         "check": "only retrain the first steps of every stage and compare with the shipped losses",
     }
 )
-def train(
-    c: Context, model="pocket-llava-base", folder="", device="cpu", seed=0, more=0, check=False
-):
+def train(c: Context, model=None, folder=None, device=None, seed=None, more=None, check=False):
     """Train an embedded model, or continue an interrupted run, and install its weights."""
-    from frugalvlm.pocket import train as training
+    _frugalvlm(
+        "train", model=model, folder=folder, device=device, seed=seed, more=more, check=check
+    )
 
-    if check:
-        _run(training.check, model, device)
-    elif more:
-        _run(training.train_more, model, more, folder, device, seed)
-    else:
-        _run(training.train_and_install, model, folder, device, seed)
+
+@task(help={"method": "key of the method", "paper": "key of the paper"})
+def new(c: Context, method=None, paper=None):
+    """Lay out the files of a new method or paper, which run at once."""
+    _frugalvlm("new", method=method, paper=paper)
 
 
 @task
 def lab(c: Context):
     """Open JupyterLab at notebooks/."""
-    c.run(f"{sys.executable} -m jupyterlab notebooks", pty=True)
+    _frugalvlm("lab")
 
 
 @task(help={"only": "a path or pytest expression, for example tests/contract"})
-def test(c: Context, only="tests"):
+def test(c: Context, only=None):
     """Run the test suite, notebooks included."""
-    c.run(f"{sys.executable} -m pytest {only}", pty=sys.stdout.isatty())
+    _frugalvlm("test", only=only)
 
 
 @task
@@ -114,20 +121,16 @@ def lint(c: Context):
     c.run("ruff check . && ruff format --check . && mypy")
 
 
-@task(help={"device": "cpu or cuda"})
-def bench(c: Context, device="cpu"):
-    """Measure each method's own tax on prefill, and what scores cost; writes results/benchmark/."""
-    from frugalvlm.bench.command import print_bench
-
-    _run(print_bench, device)
+@task(help={"device": "cpu, cuda or cuda:N"})
+def bench(c: Context, device=None):
+    """Measure each method's own tax on prefill, and what scores cost."""
+    _frugalvlm("bench", device=device)
 
 
 @task
 def readme(c: Context):
     """Regenerate the tables of README.md and of the model cards from the committed records."""
-    from frugalvlm.reproduce.readme import update_all
-
-    _run(update_all)
+    _frugalvlm("readme")
 
 
 @task

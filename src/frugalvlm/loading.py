@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from frugalvlm.checks import check_name, check_present
 from frugalvlm.pocket.installed import WeightsError, file_hash, models_dir, verify
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.pocket.onevision import PocketOnevisionProcessor
@@ -49,42 +52,124 @@ def load_vlm(
         attn_implementation: "sdpa", "eager" or "flash_attention_2".
 
     Raises:
-        WeightsError: weights are missing, damaged or cannot be fetched; says what to do.
+        WeightsError: weights are missing, damaged, do not fit the configuration or cannot be
+            fetched; says what to do.
+        OptionError: for a device that is not here.
     """
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise WeightsError(
-            f"No GPU was found for device='{device}'; use device='cpu' or a CUDA build of torch."
-        )
+    device = check_present(device)
     source, options = _locate(name, revision)
-    # A bar over a handful of small files only clutters what the caller shows.
-    hide_bars = name in SPECS and transformers_logging.is_progress_bar_enabled()
-    if hide_bars:
-        transformers_logging.disable_progress_bar()
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=dtype or "auto", attn_implementation=attn_implementation, **options
-        )
-        own = name in SPECS and SPECS[name].family == "llava_onevision"
-        loader = PocketOnevisionProcessor if own else AutoProcessor
-        processor = loader.from_pretrained(source, **options)
+        with _quiet(bars=name not in SPECS):
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                source,
+                dtype=dtype or "auto",
+                attn_implementation=attn_implementation,
+                use_safetensors=True,  # a pickle can run any code when it is read
+                ignore_mismatched_sizes=True,  # so that the sentence below can name them
+                output_loading_info=True,
+                **options,
+            )
+            _check_fit(source, found)
+            _check_layers(source, model)
+            own = name in SPECS and SPECS[name].family == "llava_onevision"
+            loader = PocketOnevisionProcessor if own else AutoProcessor
+            processor = loader.from_pretrained(source, **options)
+    except WeightsError:
+        raise
     except ImportError as error:  # video processors of the library need torchvision
         raise WeightsError(f"The processor of '{name}' cannot be loaded: {error}") from error
-    except (OSError, ValueError) as error:
+    # Damaged files and values end in whatever the libraries below trip over.
+    except Exception as error:
         if Path(source).is_dir():
             raise WeightsError(
                 f"{source} does not hold a loadable model ({_first_line(error)}); it needs "
                 "config.json, safetensors weights and the processor's files."
             ) from error
-        raise WeightsError(_out_of_reach(name, error)) from error
-    finally:
-        if hide_bars:
-            transformers_logging.enable_progress_bar()
+        if isinstance(error, OSError | ValueError):
+            raise WeightsError(_out_of_reach(name, error)) from error
+        raise
+    if getattr(processor, "tokenizer", None) is None:
+        raise WeightsError(
+            f"{source} holds no processor for pictures and text: it needs the files that "
+            "`processor.save_pretrained` writes beside the weights."
+        )
+    _check_placeholder(source, model, processor)
     # Left padding: with it the last position of every row is the one to continue from.
     processor.tokenizer.padding_side = "left"
     return model.to(device).eval(), processor
 
 
+@contextmanager
+def _quiet(bars: bool) -> Iterator[None]:
+    """Inside, the library prints no load report, for what it says is refused in a sentence.
+
+    Nor bars, where they would count a handful of small files.
+    """
+    verbosity, shown = (
+        transformers_logging.get_verbosity(),
+        (transformers_logging.is_progress_bar_enabled()),
+    )
+    transformers_logging.set_verbosity_error()
+    if not bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+# Buffers that older releases stored, and that are computed today.
+COMPUTED = (".position_ids", ".rotary_emb.inv_freq")
+
+
+def _check_fit(source: str, found: dict[str, Any]) -> None:
+    """Refuse weights that do not fit: what is missing would be answered by random numbers."""
+    unknown = {key for key in found["unexpected_keys"] if not key.endswith(COMPUTED)}
+    # A mismatch is a key, or a key with both shapes.
+    shapes = {key if isinstance(key, str) else key[0] for key in found["mismatched_keys"]}
+    for keys, what in (
+        (found["missing_keys"], "has no weights for"),
+        (shapes, "has weights of another shape for"),
+        (unknown, "has weights that config.json has no place for:"),
+    ):
+        if keys:
+            first, more = min(keys), len(keys) - 1
+            others = f" and {more} more" if more else ""
+            raise WeightsError(
+                f"{source} {what} {first}{others}: weights and config.json belong to different "
+                "models; restore both from where they came."
+            )
+
+
+def _check_layers(source: str, model: PreTrainedModel) -> None:
+    """Refuse a configuration that reads layers of the vision tower that are not there."""
+    config: Any = model.config
+    depth = getattr(getattr(config, "vision_config", None), "num_hidden_layers", None)
+    read = getattr(config, "vision_feature_layer", None)
+    for layer in read if isinstance(read, list | tuple) else [read]:
+        # Hidden states: what enters the first layer, and what leaves each.
+        if depth is not None and layer is not None and not -depth - 1 <= layer <= depth:
+            raise WeightsError(
+                f"{source}: config.json reads layer {layer} of a vision tower of {depth} layers; "
+                f"vision_feature_layer is from {-depth - 1} to {depth}."
+            )
+
+
+def _check_placeholder(source: str, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Refuse a model that looks for pictures at another token than its processor writes."""
+    config: Any = model.config
+    read, written = (getattr(x, "image_token_id", None) for x in (config, processor))
+    if read is not None and written is not None and read != written:
+        raise WeightsError(
+            f"{source}: config.json puts pictures at token {read} (image_token_index), and the "
+            f"processor writes token {written} for them: restore both from where they came."
+        )
+
+
 def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
+    _check_source(name, revision)
     if name in SPECS:
         folder = models_dir() / name
         verify(folder)
@@ -113,8 +198,37 @@ def _hub_answers() -> bool:
     return True
 
 
+def _check_source(name: str, revision: str | None) -> None:
+    """Refuse what cannot be meant: no name, a version of a folder, weights that are pickles."""
+    check_name("model", name, "an embedded model, a folder or a Hub id")
+    here = name in SPECS or Path(name).is_dir()
+    if revision is not None and here:
+        kind = "an embedded model" if name in SPECS else "a folder"
+        raise WeightsError(
+            f"'{name}' is {kind}, which has no revision '{revision}': leave the revision out, or "
+            "name a model of the Hub."
+        )
+    if here and name not in SPECS and not any(Path(name).glob("*.safetensors")):
+        pickles = sorted(
+            p.name for kind in ("*.bin", "*.pt", "*.pth") for p in Path(name).glob(kind)
+        )
+        raise WeightsError(
+            f"{name} holds its weights as {pickles[0]}, which can run any code when it is read: "
+            "convert them with `model.save_pretrained(FOLDER)` where you trust them; only "
+            "safetensors are loaded."
+            if pickles
+            else f"{name} holds no *.safetensors: it needs config.json, safetensors weights and "
+            "the processor's files."
+        )
+
+
 def model_hash(name: str, revision: str | None = None) -> str:
-    """What identifies a model's weights in a record: a hash, or Hub id and revision."""
+    """What identifies a model's weights in a record: a hash, or Hub id and revision.
+
+    Raises:
+        WeightsError: as `load_vlm`, for what is seen without reading the weights.
+    """
+    _check_source(name, revision)
     if name in SPECS:
         return verify(models_dir() / name)["model.safetensors"][:16]
     if Path(name).is_dir():

@@ -1,9 +1,12 @@
 """Where the kit keeps its data and its results.
 
-The kit is used from a clone (``pip install -e .``), so data and results lie beside the code in
-the repository. Results are in two places: those that are published, under version control, and the
-work folder, where every run writes. No run changes what is published; `reproduce.publish` does.
-Two environment variables move data and work folder: ``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS``.
+In a clone (``pip install -e .``) data, notebooks and results lie beside the code in the repository.
+A package that was installed without it (``pip install .``) carries data and notebooks inside, and
+its results go to a folder of the caller's.
+
+Results are in two places: those that are published, under version control, and the work folder,
+where every run writes. No run changes what is published; `reproduce.publish` does. Two environment
+variables move data and work folder: ``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS``.
 """
 
 import os
@@ -13,18 +16,33 @@ from frugalvlm.errors import FrugalError
 
 __all__ = [
     "MissingFilesError",
+    "checkpoints_dir",
     "data_dir",
+    "notebooks_dir",
     "project_root",
     "published_dir",
+    "repository",
     "result_file",
-    "results_dir",
     "results_places",
     "work_dir",
 ]
 
 
+PACKAGE = Path(__file__).resolve().parent
+INSIDE = PACKAGE / "_files"  # what setup.py copies into an installed package: data and notebooks
+
+
 class MissingFilesError(FrugalError, FileNotFoundError):
     """Data or results that are not where they are looked for; the message names the remedy."""
+
+
+def repository() -> Path | None:
+    """The folder of the clone this package runs from; None for an installed package."""
+    root = PACKAGE.parents[1]
+    # The very place, not any folder above: a copy installed in a virtual environment that lies in
+    # a clone is another version of the code, and must not take the clone's data for its own.
+    ours = PACKAGE.parent.name == "src" and (root / "pyproject.toml").is_file()
+    return root if ours and (root / "data" / "papers").is_dir() else None
 
 
 def project_root() -> Path:
@@ -32,23 +50,33 @@ def project_root() -> Path:
 
     Raises MissingFilesError when the package was installed without its repository.
     """
-    here = Path(__file__).resolve()
-    for folder in here.parents:
-        # data/papers, not just data/: a copy installed in the virtual environment of some other
-        # project must not take that project's data folder for ours.
-        if (folder / "pyproject.toml").is_file() and (folder / "data" / "papers").is_dir():
-            return folder
-    raise MissingFilesError(
-        f"no folder above {here} holds frugalvlm's pyproject.toml and data/papers: install with "
-        "`pip install -e .` inside a clone, or set FRUGALVLM_DATA and FRUGALVLM_RESULTS."
-    )
+    root = repository()
+    if root is None:
+        raise MissingFilesError(
+            f"This needs a clone of frugalvlm's repository, and {PACKAGE} was installed without "
+            "one: run it inside a clone, after `pip install -e .` there."
+        )
+    return root
+
+
+def checkpoints_dir() -> Path:
+    """The folder of unfinished training runs; beside the results where these are not in a clone."""
+    root = repository()
+    if root is None or os.environ.get("FRUGALVLM_RESULTS"):
+        return work_dir() / "checkpoints"
+    return root / "checkpoints"
+
+
+def notebooks_dir() -> Path:
+    """The folder of the source notebooks, which no run changes."""
+    return _shipped("notebooks")
 
 
 def data_dir() -> Path:
     """The folder of reported figures, models and fixtures (``FRUGALVLM_DATA`` overrides it)."""
     override = os.environ.get("FRUGALVLM_DATA")
     if not override:
-        return project_root() / "data"
+        return _shipped("data")
     folder = Path(override).expanduser()
     if not folder.is_dir():
         raise MissingFilesError(
@@ -67,7 +95,10 @@ def published_dir() -> Path:
 
 
 def work_dir() -> Path:
-    """The folder where every run writes: ``FRUGALVLM_RESULTS``, or results/.work of the repository.
+    """The folder where every run writes.
+
+    ``FRUGALVLM_RESULTS``, or results/.work of the repository, or, for an installed package,
+    frugalvlm-results in the folder where it is first asked.
 
     It need not exist yet: whoever writes the first record creates it. A relative
     ``FRUGALVLM_RESULTS`` is made absolute in the environment when it is first asked for, so that
@@ -76,8 +107,10 @@ def work_dir() -> Path:
     Raises MissingFilesError when ``FRUGALVLM_RESULTS`` names a file or the published results.
     """
     override = os.environ.get("FRUGALVLM_RESULTS")
-    if not override:
-        return published_dir() / ".work"
+    root = repository()
+    if not override and root is not None:
+        return root / "results" / ".work"
+    override = override or "frugalvlm-results"
     folder = Path(override).expanduser().absolute()
     os.environ["FRUGALVLM_RESULTS"] = str(folder)
     if folder.exists() and not folder.is_dir():
@@ -91,9 +124,6 @@ def work_dir() -> Path:
             "name another folder, or unset it."
         )
     return folder
-
-
-results_dir = work_dir
 
 
 def results_places() -> list[Path]:
@@ -117,3 +147,15 @@ def _published() -> Path | None:
         return published_dir()
     except MissingFilesError:
         return None
+
+
+def _shipped(name: str) -> Path:
+    """A folder that comes with the kit: of the repository, or inside the installed package."""
+    root = repository()
+    folder = INSIDE / name if root is None else root / name
+    if not folder.is_dir():
+        raise MissingFilesError(
+            f"{folder} is missing, so this copy of frugalvlm is not whole: install it again with "
+            "`pip install --force-reinstall --no-deps .` in a clone."
+        )
+    return folder

@@ -6,7 +6,7 @@ import torch
 
 from frugalvlm import methods
 from frugalvlm.methods import AIM, Composed, EarlyExit, FastV, PyramidDrop, Uniform, VisionZip
-from frugalvlm.runs.setting import code_of
+from frugalvlm.runs.identity import code_of
 from frugalvlm.trace import ExitTrace
 from frugalvlm.views import BudgetError, UnsupportedError
 

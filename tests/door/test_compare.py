@@ -19,7 +19,7 @@ from frugalvlm.benchmarks.own import own_benchmark
 from frugalvlm.door import ComparisonResult, RequestError
 from frugalvlm.methods import FastV, Uniform, VisionZip
 from frugalvlm.runs import records
-from frugalvlm.runs.setting import code_of
+from frugalvlm.runs.identity import code_of
 from frugalvlm.verdicts.scored import Scored
 from frugalvlm.views import Reduced
 

@@ -8,7 +8,18 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "frugalvlm"
 # From the ground up. A room imports from the rooms of lower floors and from itself only.
 FLOORS = (
-    ("errors", "paths", "digest", "formats", "operators", "views", "drawing", "trace", "measure"),
+    (
+        "errors",
+        "checks",
+        "paths",
+        "digest",
+        "formats",
+        "operators",
+        "views",
+        "drawing",
+        "trace",
+        "measure",
+    ),
     ("methods", "hosts", "papers"),
     ("engine",),
     ("pocket",),
@@ -20,6 +31,7 @@ FLOORS = (
     ("studies", "probes", "bench"),
     ("door",),
     ("reproduce", "scaffold"),
+    ("cli",),
 )
 FRONT = "frugalvlm"  # the package's front knows all floors
 FLOOR_OF = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}

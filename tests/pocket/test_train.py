@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from frugalvlm import load_vlm
+from frugalvlm.checks import OptionError
 from frugalvlm.errors import FrugalError
 from frugalvlm.pocket import recipe
 from frugalvlm.pocket.installed import WeightsError, models_dir, verify, write_hashes
@@ -173,12 +174,12 @@ def test_bad_input_is_refused_in_a_sentence(small, tmp_path, monkeypatch):
     assert issubclass(TrainingError, FrugalError)
     with pytest.raises(TrainingError, match=r"no recipe for 'pocket-none'. Known: pocket-llava"):
         train.train_and_install("pocket-none")
-    with pytest.raises(TrainingError, match="Unknown device 'tpu': cpu or cuda"):
+    with pytest.raises(OptionError, match="Unknown device 'tpu': cpu, cuda"):
         train.train_and_install(NAME, str(tmp_path / "run"), device="tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(TrainingError, match="No GPU was found"):
+    with pytest.raises(OptionError, match="No GPU was found"):
         train.check(NAME, device="cuda")
-    with pytest.raises(TrainingError, match="at least 1; got -2"):
+    with pytest.raises(OptionError, match="at least 1; got -2"):
         train.train_more(NAME, -2)
     monkeypatch.setenv("FRUGALVLM_DATA", str(tmp_path))
     for command in (lambda: train.train_more(NAME, 5), lambda: train.check(NAME)):

@@ -29,7 +29,8 @@ def test_every_task_has_a_line_of_help():
     tasks = {task["name"]: task["help"] for task in json.loads(done.stdout)["tasks"]}
     assert {"papers", "reproduce", "compare", "train", "lab", "test", "lint", "clean"} <= set(tasks)
     assert all(help_ for help_ in tasks.values())
-    assert len(tasks) <= 12
+    assert {"bench", "new", "readme"} <= set(tasks)
+    assert len(tasks) <= 14
 
 
 def test_papers_lists_all():
@@ -40,17 +41,18 @@ def test_papers_lists_all():
 
 @pytest.mark.parametrize(
     ("arguments", "n"),
-    [({"paper": "aim"}, 300), ({"all_": True}, 100), ({"all_": True, "n": 7}, 7)],
+    [({"paper": "aim"}, 300), ({"all_": True}, 100), ({"all_": True, "n": "7"}, 7)],
 )
 def test_all_papers_are_asked_less(arguments, n, monkeypatch):
     monkeypatch.syspath_prepend(str(project_root()))
     import tasks
 
     asked = []
-    monkeypatch.setattr(rep, "reproduce", lambda paper, scale, options: asked.append(options.n))
-    monkeypatch.setattr(rep, "reproduce_all", lambda scale, options: asked.append(options.n))
+    monkeypatch.setattr(rep, "reproduce", lambda paper, scale, options: asked.append(options))
+    monkeypatch.setattr(rep, "reproduce_all", lambda scale, options: asked.append(options))
     tasks.reproduce.body(Context(), **arguments)
-    assert asked == [n]
+    assert [options.n for options in asked] == [n]
+    assert (asked[0].repeats == 5) == ("all_" in arguments and "n" not in arguments)
 
 
 @pytest.mark.parametrize(

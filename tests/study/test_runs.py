@@ -12,6 +12,7 @@ import torch
 
 from frugalvlm import methods
 from frugalvlm.benchmarks import asking, load_benchmark
+from frugalvlm.checks import OptionError
 from frugalvlm.errors import FrugalError
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.papers.paper import UnknownPaperError, load_paper
@@ -226,7 +227,7 @@ def test_a_hub_model_out_of_reach_says_what_it_needs(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_a_missing_gpu_is_named(folder):
-    with pytest.raises(WeightsError, match="No GPU"):
+    with pytest.raises(OptionError, match="No GPU"):
         load_vlm(str(folder), device="cuda")
 
 

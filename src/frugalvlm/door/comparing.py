@@ -19,7 +19,7 @@ from frugalvlm.door.result import ComparisonResult
 from frugalvlm.door.rows import Answered, Questions
 from frugalvlm.methods import Method
 from frugalvlm.papers import KEYS, Paper, Table, load_paper
-from frugalvlm.paths import results_dir
+from frugalvlm.paths import work_dir
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.report.tables import accuracy_table
 from frugalvlm.runs.accuracy import accuracy_run
@@ -178,7 +178,7 @@ def _setting(
 ) -> Setting:  # fmt: skip
     """What all runs share; records that papers left of the same requests are used, too."""
     slug = "".join(c if c.isalnum() or c in "-_." else "-" for c in Path(subject.name).name)
-    place = results_dir() / "compare" / f"{slug}-{subject.weights[-8:].replace('/', '-')}"
+    place = work_dir() / "compare" / f"{slug}-{subject.weights[-8:].replace('/', '-')}"
     return Setting(
         scale="pocket" if subject.name in SPECS else "own",
         model_name=subject.name,

@@ -331,7 +331,8 @@ class Composed(Method):
     members: Annotated[tuple[Method, ...], "method objects, the first one outermost"]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.members, tuple) or len(self.members) < 2 or not all(isinstance(m, Method) for m in self.members):
+        members = self.members if isinstance(self.members, tuple) else ()
+        if len(members) < 2 or not all(isinstance(m, Method) for m in members):
             raise UnsupportedError(
                 "A composed method has two or more method objects: write A | B, for example "
                 "VisionZip(28, 4) | FastV(16)."

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import data_dir
+from frugalvlm.paths import data_dir, repository
 
 HASHES = "SHA256SUMS.json"
 
@@ -28,22 +28,48 @@ def verify(folder: Path) -> dict[str, str]:
     """Check an embedded model against its hashes and return them.
 
     Raises:
-        WeightsError: when a file is missing or differs.
+        WeightsError: when a file is missing or differs, no hash covers it, or the hashes
+            themselves are damaged.
     """
     remedy = (
-        f"restore it with `git checkout -- {folder}`, or train it anew with "
-        f"`invoke train --model {folder.name}`"
+        f"train it anew with `invoke train --model {folder.name}`"
+        if repository()
+        else "install frugalvlm again with `pip install --force-reinstall --no-deps .` in a clone"
     )
+    if repository():
+        remedy = f"restore it with `git checkout -- {folder}`, or {remedy}"
     sums = folder / HASHES
     if not sums.is_file():
         raise WeightsError(f"The embedded model {folder.name} is not in {folder}: {remedy}.")
-    hashes: dict[str, str] = json.loads(sums.read_text())
+    hashes = _read_hashes(sums)
+    if hashes is None:
+        raise WeightsError(f"{sums} is damaged, so nothing vouches for the model: {remedy}.")
     for file, expected in hashes.items():
         path = folder / file
         if not path.is_file() or file_hash(path) != expected:
             what = "differs from its recorded hash" if path.is_file() else "is missing"
             raise WeightsError(f"{path} {what}: {remedy}.")
+    for path in sorted(folder.iterdir()):
+        if path.name not in {*hashes, HASHES} and not _is_free(path):
+            raise WeightsError(f"{path} is no file of this model (no hash covers it): remove it.")
     return hashes
+
+
+def _read_hashes(sums: Path) -> dict[str, str] | None:
+    """SHA-256 by file name; None where the list is no such list, or leaves the weights out."""
+    try:
+        hashes = json.loads(sums.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(hashes, dict) and {"config.json", "model.safetensors"} <= hashes.keys()
+    if not whole or not all(Path(file).name == file for file in hashes):
+        return None
+    return hashes if all(isinstance(value, str) for value in hashes.values()) else None
+
+
+def _is_free(path: Path) -> bool:
+    """What no hash covers and nothing loads: the card, hidden files, what a kill left behind."""
+    return path.name.startswith(".") or path.suffix in {".md", ".tmp"}
 
 
 def file_hash(path: Path) -> str:

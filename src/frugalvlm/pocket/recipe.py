@@ -21,10 +21,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from rich.progress import Progress, TextColumn
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalvlm.checks import check_whole
 from frugalvlm.pocket.installed import WeightsError, models_dir, verify
 from frugalvlm.pocket.models import build_model, build_tokenizer, spec
 from frugalvlm.pocket.objectives import (
@@ -55,6 +57,12 @@ class Stage:
     side: int = IMAGE_SIZE  # pixels of the scenes
     half_depth: bool = False  # train every second decoder layer; the others start as bystanders
     clips: float = 0.0  # share of the steps that show clips
+
+    def __post_init__(self) -> None:
+        check_whole(f"steps of the {self.name} stage", self.steps)
+        check_whole(f"batch of the {self.name} stage", self.batch)
+        for most in self.things:
+            check_whole(f"things of the {self.name} stage", most, 1, MAX_THINGS)
 
 
 # What is asked and what is seen must be compared. That is learnt first where there is only one
@@ -159,7 +167,7 @@ def train(
     whole = Whole(model, Scaffold(model, tokenizer)).to(device)
     run = RunFiles(folder, {"model": name, "seed": seed, "stages": [asdict(s) for s in plan]})
     done = run.restore(whole)
-    steps_here = 0
+    kind, steps_here = torch.device(device).type, 0
     with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[note]}"),
                   disable=quiet) as progress:  # fmt: skip
         for number in range(done.stage, len(plan)):
@@ -189,7 +197,7 @@ def train(
                         for i in range(stage.batch)
                     ]
                     rng = np.random.default_rng([seed, number, step])
-                    with torch.autocast(device, torch.bfloat16, enabled=multiplies_bf16(device)):
+                    with torch.autocast(kind, torch.bfloat16, enabled=multiplies_bf16(device)):
                         loss, log = objective(scenes, rng)
                     loss.backward()
                     nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -381,12 +389,33 @@ class RunFiles:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "run.json"
         identity = json.loads(json.dumps(identity))
-        if path.exists() and json.loads(path.read_text()) != identity:
+        if path.exists() and _parsed(path) != identity:
             raise ValueError(
                 f"{folder} holds a training run of another model, seed or recipe; "
                 "name another folder or delete this one."
             )
         path.write_text(json.dumps(identity, indent=1))
+
+    def check(self) -> None:
+        """Whether a run that is here can be continued.
+
+        Raises:
+            ValueError: when its last checkpoint is damaged or not whole.
+        """
+        path = self.folder / "progress.json"
+        if not path.exists():
+            return
+        try:
+            state = _parsed(path) or {}
+            Progressed(**state["progress"])
+            for part in ("model", "optimizer"):
+                with safe_open(self.folder / state[part], framework="pt") as file:
+                    file.keys()
+        except (KeyError, TypeError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"{self.folder} holds a checkpoint that is not whole ({error}): delete the folder "
+                "to train from the beginning, or name another."
+            ) from error
 
     def restore(self, whole: nn.Module) -> Progressed:
         """Weights of the last checkpoint, if there is one, and how far it had come."""
@@ -436,6 +465,14 @@ class RunFiles:
         """Add a line to the learning curve."""
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps({"stage": stage, "step": step, **values}) + "\n")
+
+
+def _parsed(path: Path) -> dict | None:
+    """A file's JSON; None where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
 
 
 def read_log(folder: Path) -> Iterator[dict]:

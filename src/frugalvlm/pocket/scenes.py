@@ -15,7 +15,6 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
@@ -136,6 +135,8 @@ class Scene:
 @lru_cache(maxsize=1)
 def _scans() -> tuple[np.ndarray, np.ndarray]:
     """Ink in 0..1 [1797, 8, 8] and labels [1797]."""
+    from sklearn.datasets import load_digits  # not needed to load a model
+
     digits = load_digits()
     return digits.images.astype(np.float32) / 16.0, digits.target
 

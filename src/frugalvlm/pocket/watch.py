@@ -16,11 +16,12 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torch import Tensor
 
+from frugalvlm.checks import check_whole
 from frugalvlm.pocket.models import PATCH_SIZE, build_model, build_tokenizer
 from frugalvlm.pocket.objectives import Encoder, Scaffold, patch_labels, visual_features
 from frugalvlm.pocket.questions import FAMILIES, Question
 from frugalvlm.pocket.recipe import Progressed, Stage, StageName, Whole, read_log, train
-from frugalvlm.pocket.scenes import COLORS, IMAGE_SIZE, KINDS, Scene, make_scene
+from frugalvlm.pocket.scenes import COLORS, IMAGE_SIZE, KINDS, MAX_THINGS, Scene, make_scene
 
 FAMILIES_ASKED = ("color_of", "kind_of", "kind_at", "color_at", "kind_present", "place_of")
 EYES = ("symbols", "picture", "grey")  # what stands in the prompt where the picture stands
@@ -31,7 +32,13 @@ Diary = Mapping[str, Mapping[str, list[str]]]  # moment, then eyes, to the answe
 
 
 def exam(scenes: int, most_things: int, first_seed: int = 0) -> Exam:
-    """Development scenes, with a question of each family that has a short answer."""
+    """Development scenes, with a question of each family that has a short answer.
+
+    Raises:
+        OptionError: without scenes, or with more things than a scene may show.
+    """
+    scenes = check_whole("scenes", scenes)
+    most_things = check_whole("most_things", most_things, 1, MAX_THINGS)
     items = []
     for seed in range(first_seed, first_seed + scenes):
         scene, rng = make_scene("dev", seed, most_things), np.random.default_rng(seed)

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from frugalvlm.benchmarks import BENCHMARKS, load_benchmark, stats
 from frugalvlm.benchmarks.asking import Batches
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
+from frugalvlm.checks import check_wholes
 from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.formats import NONE_PRINTED, between, plus_minus
 from frugalvlm.hosts import host_for
@@ -28,7 +29,7 @@ from frugalvlm.probes.controls import Blank, blanked, oracle_for
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs.accuracy import accuracy_run
 from frugalvlm.runs.layout import budgeted
-from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS, folders_of
+from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS, Options, folders_of
 from frugalvlm.runs.records import Record, RecordError, method_key, select
 from frugalvlm.runs.setting import Reporter, Setting, Silent
 from frugalvlm.verdicts.scored import question_rows
@@ -85,9 +86,12 @@ def run(
         reporter: told of progress.
 
     Raises:
+        OptionError: for a value that an argument cannot have.
         BudgetError: for a budget that the model cannot keep.
         WeightsError: when there is no such model.
     """
+    Options(n, tuple(benchmarks) or None, model=model_name, device=device, force=force)
+    budgets = check_wholes("budgets", budgets)
     model, processor, setting = opened(model_name, n, device, split, force)
     shape, reporter = host_for(model).shape, reporter or Silent()
     made = []

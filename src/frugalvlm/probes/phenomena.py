@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from frugalvlm.benchmarks import BENCHMARKS, load_benchmark, stats
 from frugalvlm.benchmarks.asking import BATCH_SIZE, Batches, chunks, prepare
 from frugalvlm.benchmarks.base import Sheet
+from frugalvlm.checks import check_whole
 from frugalvlm.digest import request_hash
 from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.formats import between
@@ -40,7 +41,7 @@ from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import accuracy_run
 from frugalvlm.runs.attention import eager_attention
 from frugalvlm.runs.identity import code_hash
-from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS
+from frugalvlm.runs.options import POCKET_MODEL, QUESTIONS, Options
 from frugalvlm.runs.records import Record, method_key
 from frugalvlm.runs.setting import Reporter, Setting, Silent, find_run, write_run
 
@@ -81,7 +82,13 @@ def run(
 
     Returns:
         One record of kind "phenomena", then the accuracy records of figure 4.
+
+    Raises:
+        OptionError: for a value that an argument cannot have.
+        WeightsError: when there is no such model.
     """
+    Options(n, tuple(benchmarks) or None, model=model_name, device=device, force=force)
+    images = check_whole("images", images)
     model, processor, setting = opened(model_name, n, device, split, force)
     reporter = reporter or Silent()
     shape = host_for(model).shape

@@ -13,8 +13,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from frugalvlm.benchmarks import BENCHMARKS, load_benchmark
+from frugalvlm.benchmarks import ALL_BENCHMARKS, BENCHMARKS, load_benchmark
 from frugalvlm.benchmarks.stats import mean_interval
+from frugalvlm.checks import check_names
 from frugalvlm.drawing import draw_kept_patches
 from frugalvlm.pocket.scenes import make_scene
 from frugalvlm.probes.controls import ranked_patches
@@ -42,7 +43,7 @@ def sample_panel(names: Sequence[str] = (), picture: int = 2, split: str = "test
         picture: the how-manieth picture.
         split: "dev" or "test".
     """
-    names = list(names or BENCHMARKS)
+    names = list(check_names("names", names, ALL_BENCHMARKS) if names else BENCHMARKS)
     figure, axes = _grid(len(names), (3.6, 5.1))
     for ax, name in zip(axes, names, strict=True):
         benchmark = load_benchmark(name)

@@ -28,8 +28,9 @@ from frugalvlm.benchmarks import (
 )
 from frugalvlm.benchmarks.asking import Batches, answer_all
 from frugalvlm.benchmarks.base import mean_sheet
+from frugalvlm.checks import OptionError, check_present, check_whole
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import project_root
+from frugalvlm.paths import checkpoints_dir, repository
 from frugalvlm.pocket import recipe
 from frugalvlm.pocket.installed import HASHES, models_dir, save_vlm, verify, write_hashes
 from frugalvlm.pocket.models import build_model, build_processor, build_tokenizer, spec
@@ -60,8 +61,8 @@ def train_and_install(name: str, folder: str = "", device: str = "cpu", seed: in
 
     Args:
         name: a model of the recipe.
-        folder: checkpoints; relative folders lie below the repository.
-        device: "cpu" or "cuda".
+        folder: checkpoints; default: a folder of `checkpoints/`.
+        device: "cpu", "cuda", "cuda:1", ...
         seed: decides initial weights and questions.
 
     Returns:
@@ -70,8 +71,8 @@ def train_and_install(name: str, folder: str = "", device: str = "cpu", seed: in
     Raises:
         TrainingError: unknown model, no such device, or a folder that holds another run.
     """
-    run = project_root() / (folder or f"checkpoints/{name}")
-    return _train(name, run, _recipe_of(name), device, seed)
+    plan = _recipe_of(name)
+    return _train(name, _folder(folder, name), plan, device, seed)
 
 
 def train_more(name: str, steps: int, folder: str = "", device: str = "cpu", seed: int = 0) -> Path:
@@ -84,8 +85,8 @@ def train_more(name: str, steps: int, folder: str = "", device: str = "cpu", see
         TrainingError: as `train_and_install`; or weights that an older version installed.
         WeightsError: when the model is not installed, or damaged.
     """
-    if steps < 1:
-        raise TrainingError(f"--more is a number of steps, at least 1; got {steps}.")
+    check_whole("more (steps)", steps)
+    _check_options(device, seed)
     last = _recipe_of(name)[-1]
     installed = models_dir() / name
     weights = verify(installed)["model.safetensors"]
@@ -100,7 +101,7 @@ def train_more(name: str, steps: int, folder: str = "", device: str = "cpu", see
     done = [Stage(**{**s, "things": tuple(s["things"])}) for s in earlier]
     plan = (*done, replace(last, steps=steps, warmup=min(last.warmup, steps // 10)))
     # The weights name the folder: an interrupted continuation is found again, a new one is new.
-    run = project_root() / (folder or f"checkpoints/{name}-from-{weights[:8]}")
+    run = _folder(folder, f"{name}-from-{weights[:8]}")
     files = _open(run, name, seed, plan)
     if not (run / "progress.json").exists():
         model = build_model(name)
@@ -125,7 +126,7 @@ def check(name: str, device: str = "cpu") -> str:
         WeightsError: when the model is not installed, or damaged.
     """
     _recipe_of(name)
-    _has(device)
+    check_present(device)
     verify(models_dir() / name)
     path = models_dir() / name / CHECK
     if not path.is_file():
@@ -234,7 +235,7 @@ def score(
 
 
 def _train(name: str, run: Path, plan: Sequence[Stage], device: str, seed: int) -> Path:
-    _has(device)
+    _check_options(device, seed)
     _open(run, name, seed, plan)
     fresh = not (run / LOG).exists() and not (run / PARENT).exists()
     if fresh and (parent := spec(name).parent) is not None:
@@ -276,19 +277,41 @@ def _recipe_of(name: str) -> tuple[Stage, ...]:
     return STAGES[name]
 
 
-def _has(device: str) -> None:
-    if device not in ("cpu", "cuda"):
-        raise TrainingError(f"Unknown device '{device}': cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("No GPU was found: use --device cpu, or a CUDA build of torch.")
+def _check_options(device: str, seed: int) -> None:
+    """Refuse what would fail late: no such device, a seed below 0, weights with no place to go."""
+    check_present(device)
+    check_whole("seed", seed, 0, 2**32 - 1)
+    if repository() is None and not os.environ.get("FRUGALVLM_DATA"):
+        raise TrainingError(
+            "Training installs its weights in data/models, which an installed package must not "
+            "change: work in a clone after `pip install -e .`, or set FRUGALVLM_DATA to a copy of "
+            "its data/ folder."
+        )
+
+
+def _folder(folder: str, name: str) -> Path:
+    """Where the checkpoints of a run go."""
+    run = Path(folder).expanduser().absolute() if folder else checkpoints_dir() / name
+    for part in (run, *run.parents):
+        if part.exists():
+            if not part.is_dir():
+                raise OptionError(f"{part} is a file, not a folder for checkpoints: name another.")
+            break
+    return run
 
 
 def _open(run: Path, name: str, seed: int, plan: Sequence[Stage]) -> recipe.RunFiles:
     identity = {"model": name, "seed": seed, "stages": [asdict(s) for s in plan]}
     try:
-        return recipe.RunFiles(run, identity)
-    except ValueError as error:  # the folder holds another run
+        files = recipe.RunFiles(run, identity)
+        files.check()
+    except OSError as error:
+        raise TrainingError(
+            f"Cannot write to {run} ({error.strerror or error}): name a folder you may write to."
+        ) from None
+    except ValueError as error:  # the folder holds another run, or half of one
         raise TrainingError(str(error)) from None
+    return files
 
 
 def _training_log(run: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ import pandas as pd
 from frugalvlm.digest import request_hash
 from frugalvlm.loading import model_hash
 from frugalvlm.papers import all_papers
-from frugalvlm.paths import project_root, result_file, results_places, work_dir
+from frugalvlm.paths import notebooks_dir, result_file, results_places, work_dir
 from frugalvlm.pocket.installed import WeightsError
 from frugalvlm.report.comparison_runs import BASELINE, Run, family_of, method_labels
 from frugalvlm.report.display import facts_of, setting_lines
@@ -356,7 +356,7 @@ def build(parameters: Mapping[str, Any] | None = None) -> list[Path]:
     """
     given = dict(parameters or {})
     gather(**given)
-    source, target = project_root() / "notebooks" / "compare", work_dir() / "compare"
+    source, target = notebooks_dir() / "compare", work_dir() / "compare"
     pages = [execute(source / f"{n}.ipynb", target / f"{n}.ipynb", given) for n in NOTEBOOKS]
     relink(work_dir())
     return pages

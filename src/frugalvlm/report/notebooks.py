@@ -13,7 +13,7 @@ import papermill
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import project_root
+from frugalvlm.paths import notebooks_dir
 from frugalvlm.report.pages import FigurelessError, figures_drawn, relink, write_page
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def paper_notebook(key: str) -> Path:
     Raises:
         NotebookError: when the paper has none yet.
     """
-    path = project_root() / "notebooks" / "papers" / f"{key}.ipynb"
+    path = notebooks_dir() / "papers" / f"{key}.ipynb"
     if not path.is_file():
         raise NotebookError(f"There is no notebook for '{key}' yet ({path}).")
     return path

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from frugalvlm.door.beside import beside_runs, columns_beside, tables_beside
-from frugalvlm.loading import load_vlm
+from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.papers import Paper, all_papers, load_paper
 from frugalvlm.report.notebooks import execute_paper_notebook
 from frugalvlm.report.pages import relink
@@ -108,6 +108,9 @@ def reproduce_all(
     keys, made, started = runnable(scale), {}, time.monotonic()
     tell_problems(keys, scale, console)
     if scale == "pocket":
+        model_hash(
+            options.model, options.revision
+        )  # what is missing is said before anything starts
         parts = [part for key in keys for part in answer_parts(key, options)]
         _side_by_side(parts, options, console)
     with progress(console) as reporter:

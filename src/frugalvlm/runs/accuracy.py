@@ -98,7 +98,7 @@ def accuracy_run(
         "device": torch.device(setting.device).type,
         "batch_size": BATCH_SIZE,
     }
-    code = code_of(method)
+    code = code_of(method, host_for(model))
     found = find_run(setting, "accuracy", request, code, batches.data_hash)
     reporter.start(f"{benchmark.id}: {method.key} {budget}", len(batches.rows))
     if found is not None:

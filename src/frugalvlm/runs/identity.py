@@ -30,6 +30,7 @@ from typing import Any
 
 from frugalvlm.digest import request_hash
 from frugalvlm.errors import FrugalError
+from frugalvlm.hosts import Host
 from frugalvlm.methods import METHODS, VARIANTS, Method
 from frugalvlm.runs.records import Record, method_key
 
@@ -40,9 +41,10 @@ PACKAGE = "frugalvlm"
 # how they are named and shown (runs.records, runs.setting, runs.options, digest, paths, drawing,
 # formats, report), the list of known methods (methods/__init__), how embedded models are built and
 # verified (pocket.models, pocket.installed: a record names their weights), and measure, on which
-# costs depend and answers do not.
+# costs depend and answers do not. Of the hosts, those of the embedded models; a model of another
+# family adds its own host's file, so that a new family makes no record stale.
 ALWAYS = (
-    "views", "operators", "trace", "loading", "hosts", "engine", "methods.base", "benchmarks",
+    "views", "operators", "trace", "loading", "hosts.base", "hosts.llava", "engine", "methods.base", "benchmarks",
     "pocket.scenes", "pocket.questions", "pocket.clips", "pocket.onevision", "runs.accuracy",
 )  # fmt: skip
 SHOWN = {"plot", "__repr__", "__str__", "_repr_html_"}  # draws or prints; decides nothing
@@ -53,13 +55,17 @@ class CodeError(FrugalError, ValueError):
     """Code whose source cannot be had, or that does not exist; the message names the remedy."""
 
 
-def code_of(method: Method) -> str:
+def code_of(method: Method, host: Host | None = None) -> str:
     """Identity of all code that decides a method's answers.
+
+    Args:
+        method: the method.
+        host: of the model that answers; default: one of the embedded models'.
 
     Raises:
         CodeError: the source of the method's class cannot be had.
     """
-    return code_hash(method)
+    return code_hash(method) if host is None else code_hash(type(host).__module__, method)
 
 
 def of_other_code(records: Iterable[Record]) -> list[Record]:

@@ -7,6 +7,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from frugalvlm.benchmarks import ALL_BENCHMARKS
+from frugalvlm.benchmarks.base import MAX_QUESTIONS
+from frugalvlm.checks import (
+    OptionError,
+    check_name,
+    check_names,
+    check_number,
+    check_present,
+    check_whole,
+)
 from frugalvlm.papers import keys
 from frugalvlm.paths import results_places, work_dir
 from frugalvlm.runs.records import clear_left_over
@@ -32,17 +42,20 @@ class Options:
     """What a reproduction may be told.
 
     Attributes:
-        n: questions per benchmark.
+        n: questions per benchmark, at most 100,000.
         benchmarks: ids of the benchmarks to run; None: all of the table.
         budgets: how many of the table's budgets to run, the first ones; None: all.
         model: model name, folder or Hub id.
         revision: of a Hub model.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "cuda:1", ...
         force: run again although complete records exist.
-        repeats: rounds of the latency measurement.
-        energy_window_s: length of a modelled energy window, per method.
+        repeats: rounds of the latency measurement, at least 2: one round has no spread.
+        energy_window_s: length of a modelled energy window in seconds, per method.
         guide: small model of the methods that need one: name, folder or Hub id.
         since: with `force`, records made from this moment on count all the same.
+
+    Raises:
+        OptionError: for a value that an option cannot have, before anything is computed.
     """
 
     n: int = QUESTIONS
@@ -56,6 +69,32 @@ class Options:
     energy_window_s: float = WINDOW_S
     guide: str = GUIDE_MODEL
     since: datetime | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in _checked(self).items():
+            object.__setattr__(self, name, value)
+
+
+def _checked(options: Options) -> dict[str, Any]:
+    """The options as they are meant: lists as tuples, NumPy's numbers as Python's."""
+    source = "a model's name, a folder or a Hub id"
+    if not isinstance(options.force, bool):
+        raise OptionError(f"force is True or False; got {options.force!r}.")
+    checked: dict[str, Any] = {
+        "n": check_whole("n", options.n, 1, MAX_QUESTIONS),
+        "model": check_name("model", options.model, source),
+        "guide": check_name("guide", options.guide, source),
+        "device": check_present(options.device),
+        "repeats": check_whole("repeats", options.repeats, 2),
+        "energy_window_s": check_number("energy_window_s", options.energy_window_s),
+    }
+    if options.benchmarks is not None:
+        checked["benchmarks"] = check_names("benchmarks", options.benchmarks, ALL_BENCHMARKS)
+    if options.budgets is not None:
+        checked["budgets"] = check_whole("budgets", options.budgets)
+    if options.revision is not None:
+        checked["revision"] = check_name("revision", options.revision, "a branch, tag or commit")
+    return checked
 
 
 def folder_of(paper: str, scale: str) -> Path:
