@@ -44,8 +44,8 @@ PACKAGE = "frugalvlm"
 # costs depend and answers do not. Of the hosts, those of the embedded models; a model of another
 # family adds its own host's file, so that a new family makes no record stale.
 ALWAYS = (
-    "views", "operators", "trace", "loading", "hosts.base", "hosts.llava", "engine", "methods.base", "benchmarks",
-    "pocket.scenes", "pocket.questions", "pocket.clips", "pocket.onevision", "runs.accuracy",
+    "views", "operators", "trace", "loading", "hosts.base", "hosts.llava", "engine",
+    "methods.base", "benchmarks", "pocket.scenes", "pocket.questions", "pocket.clips", "pocket.onevision", "runs.accuracy",
 )  # fmt: skip
 SHOWN = {"plot", "__repr__", "__str__", "_repr_html_"}  # draws or prints; decides nothing
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
