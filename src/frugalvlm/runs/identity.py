@@ -45,7 +45,8 @@ PACKAGE = "frugalvlm"
 # family adds its own host's file, so that a new family makes no record stale.
 ALWAYS = (
     "views", "operators", "trace", "loading", "hosts.base", "hosts.llava", "engine",
-    "methods.base", "benchmarks", "pocket.scenes", "pocket.questions", "pocket.clips", "pocket.onevision", "runs.accuracy",
+    "methods.base", "benchmarks", "pocket.scenes", "pocket.questions", "pocket.clips",
+    "pocket.onevision", "runs.accuracy",
 )  # fmt: skip
 SHOWN = {"plot", "__repr__", "__str__", "_repr_html_"}  # draws or prints; decides nothing
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
