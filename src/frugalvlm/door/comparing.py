@@ -17,6 +17,7 @@ from frugalvlm.door.progress import progress_over
 from frugalvlm.door.request import BASELINE, Line, Opened, RequestError
 from frugalvlm.door.result import ComparisonResult
 from frugalvlm.door.rows import Answered, Questions
+from frugalvlm.door.show import reasons
 from frugalvlm.methods import Method
 from frugalvlm.papers import KEYS, Paper, Table, load_paper
 from frugalvlm.paths import work_dir
@@ -297,10 +298,9 @@ def _paper_result(
     notes: tuple[str, ...] = (),
 ) -> ComparisonResult:  # fmt: skip
     shown = accuracy_table(source, layout.id, made)
-    skipped = [a.line for a in answered if a.line.method is None]
-    why = (*notes, *(f"{s.label} at {s.budget} tokens: {s.reason}" for s in skipped))
-    shown = replace(shown, caption=(*shown.caption, *why))
-    return ComparisonResult(answered, made, place, {}, notes, shown, source.key)
+    result = ComparisonResult(answered, made, place, {}, notes, shown, source.key)
+    said = replace(shown, caption=(*shown.caption, *notes, *reasons(result)))
+    return replace(result, paper_table=said)
 
 
 def _cost_rows(made: list[Record]) -> dict[tuple[str, int], Mapping[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from textwrap import fill
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -45,14 +46,14 @@ def accuracy_plot(
         style: dict[str, Any] = {"color": colors[label], "marker": MARKERS[i % len(MARKERS)]}
         # A little apart, or points at the same place would hide each other.
         x = own[column] * (1 + 0.014 * (i - (len(lines) - 1) / 2))
-        ax.errorbar(x, own[value], yerr=error, label=label, capsize=3, **style)
+        ax.errorbar(x, own[value], yerr=error, label=fill(label, 30), capsize=3, **style)
     whole = rows[rows["method"] == BASELINE].iloc[0]
     ax.plot(whole[column], whole[value], marker="*", markersize=13, color="0.2", linestyle="none",
             label="untouched")  # fmt: skip
     ax.axhline(whole[value], color="0.4", linewidth=1, linestyle=":")
     ax.set_xlabel(axis)
     if value == "retention":
-        mean = " (mean over benchmarks)" if name == "mean" else ""
+        mean = "\n(mean over benchmarks)" if name == "mean" else ""
         ax.set_ylabel(f"score retained, % of untouched model{mean}")
     else:
         ax.set_ylabel(str(rows.iloc[0].get("metric", "score")))

@@ -108,8 +108,7 @@ def _heading(budget: int, total: int) -> str:
 
 def _cell(row: Any, name: str) -> Cell:
     if row["n"] == 0:
-        text = IMPOSSIBLE if row["reason"] else NOT_MEASURED
-        return Cell(text, row["reason"] or text)
+        return Cell(IMPOSSIBLE if row["reason"] else NOT_MEASURED)  # the caption says why
     kept = between(row["retention_low"], row["retention_high"], 1)
     whole = percent(row["retention"], 1)
     if name == "mean":
@@ -167,8 +166,14 @@ def _shrinks(request: Mapping[str, Any]) -> str:
 
 
 def reasons(result: Compared) -> list[str]:
-    """A sentence for each row that could not run."""
-    return [f"{line.label} at {line.budget} tokens: {line.reason}" for line in result.skipped]
+    """Why rows could not run; those that share a reason share a sentence."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for line in result.skipped:
+        groups.setdefault((line.budget, line.reason), []).append(line.label)
+    return [
+        f"Not possible: {', '.join(labels)} at {budget} tokens. {reason}"
+        for (budget, reason), labels in groups.items()
+    ]
 
 
 def cost_table(result: Compared) -> Table:
