@@ -64,7 +64,7 @@ def test_kept_patches_have_an_edge_around_their_region() -> None:
     _, figure_axes = plt.subplots()
     ax = plots.draw_kept_patches(image, (2, 3), [0, 1], {}, figure_axes)
     assert ax is figure_axes
-    (edge,) = [c for c in ax.collections if to_hex(c.get_color()[0]) == plots._KEPT_EDGE]
+    (edge,) = [c for c in ax.collections if to_hex(c.get_color()[0]) == plots.KEPT_EDGE]
     assert len(edge.get_segments()) == 6  # around both; none between them
 
 
