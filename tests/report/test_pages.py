@@ -47,8 +47,8 @@ def test_the_title_is_the_notebooks_heading_and_not_a_files_name(page: str) -> N
 def test_every_figure_has_a_text_that_says_what_it_shows(page: str) -> None:
     texts = [img["alt"] for img in BeautifulSoup(page, "html.parser").find_all("img")]
     assert texts == [
-        "First, over tokens: Mean retention over visual tokens, one panel per place where methods "
-        "act.",
+        "First, over tokens: Mean retention over visual tokens, one panel per method; the others "
+        "are grey there.",
         "Figure: Second & last",
     ]
 

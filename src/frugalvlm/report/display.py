@@ -216,10 +216,14 @@ def labels_of(paper: Paper | str | None) -> dict[str, str]:
 
 
 def name_of(paper: Paper | str) -> str:
-    """What to call a paper: its title up to the colon, or its method's name where that is short."""
+    """What to call a paper in a word: its method, its title up to the colon, or its authors."""
     paper = load_paper(paper) if isinstance(paper, str) else paper
     head, own = paper.title.split(":")[0], labels_of(paper).get(paper.key, "")
-    return own if " " in head and own.lower() == paper.key else head
+    if " " not in head:
+        return head
+    if own.lower() == paper.key:
+        return own
+    return head if len(head) <= 30 else f"{paper.authors[0].split()[-1]} et al. {paper.year}"
 
 
 # A value and its interval, or a figure and its share, stay on one line.

@@ -52,7 +52,7 @@ src="data:image/png;base64,{{ output.data['image/png'] | escape_html }}">
 _CSS = """
 main{max-width:75rem;margin:0 auto}
 .pages,.contents{font-family:var(--jp-content-font-family);font-size:0.95rem;margin:0.8rem 1rem}
-.pages a,.contents a{color:var(--jp-content-link-color);margin-right:0.4rem}
+.pages a,.contents a{color:var(--jp-content-link-color)}
 .contents ol{margin:0.3rem 0;padding-left:1.6rem;columns:2}
 .jp-RenderedHTMLCommon table.dataframe td{white-space:nowrap}
 .jp-OutputArea-output{overflow-x:auto}
@@ -136,7 +136,7 @@ def relink(root: Path, only: Path | None = None) -> list[Path]:
     """
     known = list(_pages(root))
     changed = []
-    for _, path in known:
+    for _, _, path in known:
         if only is not None and path.resolve() != only.resolve():
             continue
         old = path.read_text(encoding="utf-8")
@@ -147,24 +147,24 @@ def relink(root: Path, only: Path | None = None) -> list[Path]:
     return changed
 
 
-def _pages(root: Path) -> Iterator[tuple[str, Path]]:
-    """Name and place of every page there is: papers first, then comparisons."""
+def _pages(root: Path) -> Iterator[tuple[str, str, Path]]:
+    """Name, title and place of every page there is: papers first, then comparisons."""
     for paper in all_papers():
         path = root / "pocket" / paper.key / f"{paper.key}.html"
         if path.is_file():
-            yield name_of(paper), path
+            yield name_of(paper), paper.title, path
     for name in _COMPARISONS:
         path = root / "compare" / f"{name}.html"
         if path.is_file():
-            yield f"{name.capitalize()} of all methods", path
+            yield name.capitalize(), f"{name.capitalize()} of all methods", path
 
 
-def _links(page: Path, known: list[tuple[str, Path]]) -> str:
+def _links(page: Path, known: list[tuple[str, str, Path]]) -> str:
     items = []
-    for name, path in known:
-        text = html.escape(name if len(name) <= 40 else f"{name[:39]}…")
+    for name, title, path in known:
         there = Path(os.path.relpath(path, page.parent)).as_posix()
-        link = f'<a href="{html.escape(there)}" title="{html.escape(name)}">{text}</a>'
+        text, where, full = (html.escape(t) for t in (name, there, title))
+        link = f'<a href="{where}" title="{full}">{text}</a>'
         items.append(f"<strong>{text}</strong>" if path == page else link)
     notebook = f'<a href="{html.escape(page.stem)}.ipynb">this page as a notebook</a>'
     inside = " · ".join([*items, notebook])

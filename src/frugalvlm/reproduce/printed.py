@@ -62,10 +62,9 @@ def print_closing(
     console = console or Console()
     ids = {status: [v.claim.id for v in found if v.status == status] for status in STATUSES}
     weaker, tested = ids["same direction"], sum(len(ids[status]) for status in _DECIDED)
-    name = name_of(paper) if len(name_of(paper)) <= 20 else f"The paper '{paper.key}'"
     held = f"{len(ids['reproduced'])}" + (f", {len(weaker)} more in a weaker form" * bool(weaker))
     lines = [
-        f"{name} at the {scale} scale: {tested} of {len(found)} claims tested.",
+        f"{name_of(paper)} at the {scale} scale: {tested} of {len(found)} claims tested.",
         _listed(f"Held: {held}", [*ids["reproduced"], *weaker], console.width),
         *(
             _listed(f"{word}: {len(ids[status])}", ids[status], console.width)
