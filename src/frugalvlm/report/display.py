@@ -246,9 +246,9 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 _CSS = """<style>
-.frugalvlm table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:0.9em}
+.frugalvlm table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:0.82em}
 .frugalvlm caption{text-align:left;font-weight:bold;padding:0.4em 0}
-.frugalvlm td,.frugalvlm th{padding:0.3em 0.7em;text-align:right;vertical-align:top;
+.frugalvlm td,.frugalvlm th{padding:0.3em 0.5em;text-align:right;vertical-align:top;
 border-bottom:1px solid rgba(128,128,128,0.35)}
 .frugalvlm td:first-child,.frugalvlm th:first-child,.frugalvlm th[colspan]{text-align:left}
 .frugalvlm th[colspan]{background:rgba(128,128,128,0.12)}
