@@ -109,10 +109,15 @@ def lab(c: Context):
     _frugalvlm("lab")
 
 
-@task(help={"only": "a path or pytest expression, for example tests/contract"})
-def test(c: Context, only=None):
-    """Run the test suite, notebooks included."""
-    _frugalvlm("test", only=only)
+@task(
+    help={
+        "only": "a path or pytest expression, for example tests/contract",
+        "all_": "notebooks, kills, whole reproductions, too",
+    }
+)
+def test(c: Context, only=None, all_=False):
+    """Run the tests; with --all also those that take long, as in CI."""
+    _frugalvlm("test", only=only, all_=all_)
 
 
 @task

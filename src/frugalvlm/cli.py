@@ -25,6 +25,7 @@ __all__ = ["main"]
 
 SCALES = ("pocket", "blueprint", "full")
 MOST_QUESTIONS = 100_000  # of a benchmark; `benchmarks.base`, which needs torch, says the same
+FAST = "not slow and not notebook"  # tests that are run unless all are asked for
 INTERRUPTED = "Interrupted. Nothing is lost: the same command continues where this one stopped."
 
 
@@ -114,8 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--paper", metavar="KEY", help="key of the paper")
     verb("readme", _readme, "Regenerate the tables of README.md and of the model cards.")
     verb("lab", _lab, "Open JupyterLab at the notebooks.")
-    own = verb("test", _test, "Run the test suite, notebooks included (in a clone).")
+    own = verb("test", _test, "Run the tests; --all: also those that take long (in a clone).")
     own.add_argument("--only", default="tests", help="a path or pytest expression")
+    own.add_argument(
+        "--all", action="store_true", help="notebooks, kills, whole reproductions, too"
+    )
     return parser
 
 
@@ -274,7 +278,10 @@ def _lab(given: argparse.Namespace) -> int:
 def _test(given: argparse.Namespace) -> int:
     root = project_root()
     _require("pytest")
-    command = [sys.executable, "-m", "pytest", *given.only.split()]
+    _require("xdist")
+    # One process per core; what is idle takes tests from the others.
+    command = [sys.executable, "-m", "pytest", *given.only.split(), "-n", "auto"]
+    command += ["--dist", "worksteal", *([] if given.all else ["-m", FAST])]
     return subprocess.run(command, cwd=root).returncode
 
 
@@ -318,7 +325,7 @@ def _require(module: str) -> None:
 
 def _missing(module: str) -> str:
     """One sentence for a library that an extra would have brought."""
-    extra = "test" if module.split(".")[0] in ("pytest", "nbval", "beartype") else "study"
+    extra = "test" if module.split(".")[0] in ("pytest", "xdist", "nbval", "beartype") else "study"
     where = f"-e '.[{extra}]'` in the clone" if repository() else f"'frugalvlm[{extra}]'`"
     return f"This needs {module}, which is not installed: run `pip install {where}."
 
