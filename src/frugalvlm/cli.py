@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from frugalvlm import __version__
 from frugalvlm.checks import OptionError, check_device, check_names, check_present, read_whole
 from frugalvlm.errors import FrugalError
 from frugalvlm.paths import notebooks_dir, project_root, repository, work_dir
@@ -67,7 +66,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="frugalvlm", allow_abbrev=False,
         description="Reproduce and compare papers on efficient vision-language models.",
     )  # fmt: skip
-    parser.add_argument("--version", action="version", version=f"frugalvlm {__version__}")
+    version = importlib.import_module("frugalvlm").__version__
+    parser.add_argument("--version", action="version", version=f"frugalvlm {version}")
     verbs = parser.add_subparsers(required=True, metavar="VERB", title="verbs")
 
     def verb(name: str, function: Any, help_: str) -> argparse.ArgumentParser:

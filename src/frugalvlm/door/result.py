@@ -99,7 +99,7 @@ class ComparisonResult:
 
     def to_latex(self) -> str:
         """`table` for a LaTeX document that uses the package booktabs."""
-        return show.latex(self.table)
+        return self.table.to_latex()
 
     def plot(
         self,

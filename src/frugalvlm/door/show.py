@@ -209,34 +209,7 @@ def cost_table(result: Compared) -> Table:
     )
 
 
-def latex(table: Table) -> str:
-    """A table as LaTeX (booktabs); a cell of several lines becomes one."""
-    width = len(table.headers)
-    lines = [
-        f"\\begin{{tabular}}{{l{'r' * (width - 1)}}}",
-        "\\toprule",
-        " & ".join(_tex(h) for h in table.headers) + " \\\\",
-    ]
-    for block in table.blocks:
-        lines.append("\\midrule")
-        if block.heading:
-            lines.append(f"\\multicolumn{{{width}}}{{l}}{{{_tex(block.heading)}}} \\\\")
-        lines += [" & ".join(_tex(c.short) for c in row) + " \\\\" for row in block.rows]
-    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}"]) + "\n"
-
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "±": r"$\pm$", "–": "--", "\n": " ", "<": "$<$", ">": "$>$",
-}  # fmt: skip
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(sign, sign) for sign in text)
-
-
 __all__ = [
-    "COSTS", "IMPOSSIBLE", "cost_note", "cost_numbers", "cost_table", "latex",
+    "COSTS", "IMPOSSIBLE", "cost_note", "cost_numbers", "cost_table",
     "numbers", "reasons", "wide_table",
 ]  # fmt: skip
