@@ -272,7 +272,10 @@ def _lab(given: argparse.Namespace) -> int:
     if repository() is None:  # the installed ones are the package's own: work on a copy
         copy = work_dir() / "notebooks"
         notebooks = copy if copy.is_dir() else shutil.copytree(notebooks, copy)
-    return subprocess.run([sys.executable, "-m", "jupyterlab", str(notebooks)]).returncode
+    # Saving leaves outputs out of the source notebooks, so a run in JupyterLab changes no file.
+    hook = f"--FileContentsManager.pre_save_hook={_from('report.saving').HOOK}"
+    command = [sys.executable, "-m", "jupyterlab", str(notebooks), hook]
+    return subprocess.run(command).returncode
 
 
 def _test(given: argparse.Namespace) -> int:
