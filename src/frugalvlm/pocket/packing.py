@@ -65,7 +65,8 @@ def _packed_attention(
     """Causal attention inside the prefix; every slot sees the prefix and, causally, itself."""
     p = slots.prefix
     head_key, head_value = key[:, :, :p], value[:, :, :p]
-    gone = slots.exit_after is not None and module.layer_idx >= slots.exit_after
+    layer: Any = module.layer_idx
+    gone = slots.exit_after is not None and layer >= slots.exit_after
     unseen = slice(*slots.visual) if gone else slice(0, 0)
     parts = [_causal(query[:, :, :p], head_key, head_value, scaling, unseen)]
     start = p

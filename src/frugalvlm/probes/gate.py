@@ -140,51 +140,112 @@ def gate(
         every_layer: measure the curve behind every layer, not behind the two of the conditions.
     """
     shape = host_for(model).shape
-    depth, ninth = shape.decoder_layers, round(shape.patches * NINTH)
-    early, late, cut = (max(1, round(depth * share)) for share in (EARLY, LATE, CUT))
-    budgets = [round(shape.patches * share) for share in RANDOM_SHARES]
-    behind = range(1, depth) if every_layer else (early, late)
-    plan: dict[str, Method] = {
-        "untouched": Vanilla(),
-        **{f"none behind {k}": NoImageAfter(k) for k in behind},
-        "fastv": FastV(ninth, cut),
-        "random cut": RandomCut(ninth, cut),
-        "cls": FasterVLM(ninth),
-        **{f"random {b}": Random(b) for b in budgets},
-    }
-    found: dict[str, dict[str, _Scored]] = {name: {} for name in (*plan, "blank", "oracle")}
+    places = Places(shape.decoder_layers, shape.patches)
+    plan = _plan(places, every_layer)
+    found: Runs = {name: {} for name in (*plan, "blank", "oracle")}
     for name, benchmark in benchmarks.items():
         batches = Batches(benchmark, processor, split, n, device)
         ask = _asker(model, benchmark, batches)
         with tower_once(model):
             for key, method in plan.items():
-                found[key][name] = ask(batches, lambda ids, method=method: method)
-            found["blank"][name] = ask(blanked(batches), lambda ids: Vanilla())
-            oracle = oracle_for(batches, split, shape.grid, ninth, benchmark.make)
+                found[key][name] = ask(batches, _always(method))
+            found["blank"][name] = ask(blanked(batches), _always(Vanilla()))
+            oracle = oracle_for(batches, split, shape.grid, places.ninth, benchmark.make)
             found["oracle"][name] = ask(batches, oracle)
+    return judge(found, places, split, n)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the conditions look in a model of a depth and a number of visual tokens."""
+
+    depth: int  # decoder layers
+    patches: int  # visual tokens
+
+    @property
+    def early(self) -> int:
+        """The last layer that sees the picture in condition 2."""
+        return max(1, round(self.depth * EARLY))
+
+    @property
+    def late(self) -> int:
+        """The same in condition 3."""
+        return max(1, round(self.depth * LATE))
+
+    @property
+    def cut(self) -> int:
+        """FastV's K."""
+        return max(1, round(self.depth * CUT))
+
+    @property
+    def ninth(self) -> int:
+        """The budget of conditions 4 and 5, visual tokens."""
+        return round(self.patches * NINTH)
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """Visual tokens that random dropping leaves, step by step."""
+        return tuple(round(self.patches * share) for share in RANDOM_SHARES)
+
+
+def _plan(places: Places, every_layer: bool) -> dict[str, Method]:
+    """All runs but those that need other pictures or the scenes."""
+    behind = range(1, places.depth) if every_layer else (places.early, places.late)
+    return {
+        "untouched": Vanilla(),
+        **{none_behind(k): NoImageAfter(k) for k in behind},
+        "fastv": FastV(places.ninth, places.cut),
+        "random cut": RandomCut(places.ninth, places.cut),
+        "cls": FasterVLM(places.ninth),
+        **{random_of(b): Random(b) for b in places.budgets},
+    }
+
+
+def none_behind(layer: int) -> str:
+    """Name of the run whose picture is gone behind a layer."""
+    return f"none behind {layer}"
+
+
+def random_of(budget: int) -> str:
+    """Name of the run that keeps so many random tokens."""
+    return f"random {budget}"
+
+
+def judge(found: Runs, places: Places, split: str, n: int) -> Gate:
+    """The conditions from scored runs.
+
+    Args:
+        found: by run and benchmark; the runs "untouched", "blank", "oracle", "cls", "fastv",
+            "random cut" and those of `none_behind` and `random_of`.
+        places: where the conditions look.
+        split: of the questions.
+        n: questions per benchmark that were asked for.
+    """
     runs = {key: _Run({b: s.sheet() for b, s in by.items()}) for key, by in found.items()}
-    labelled = [s.salient for s in found["untouched"].values()]
-    share = float(np.concatenate(labelled).mean())
+    share = float(np.concatenate([s.salient for s in found["untouched"].values()]).mean())
     main = {
         key: _Run({b: sheet for b, s in found[key].items() if (sheet := s.sheet(share > 0))})
         for key in ("oracle", "cls")
     }
-    gains = {k: _gain(runs[f"none behind {k}"], runs) for k in behind}
+    layers = [k for k in range(1, places.depth) if none_behind(k) in runs]
+    gains = {k: _gain(runs[none_behind(k)], runs) for k in layers}
+    lasts = f"of {places.depth}, %"
     conditions = (
         *_seeing(runs),
-        _condition("early", f"visual gain without the picture behind layer {early} of {depth}, %",
-                   gains[early], EARLY_SHARE, at_least=False),
-        _condition("late", f"visual gain without the picture behind layer {late} of {depth}, %",
-                   gains[late], LATE_SHARE),
-        _condition("ranking", f"FastV minus random tokens, both {ninth} behind layer {cut}, points",
-                   runs["fastv"].draws - runs["random cut"].draws, 0.0),
-        _condition("salience", f"oracle minus [CLS] attention, {ninth} tokens, salient questions, "
-                   "points", main["oracle"].draws - main["cls"].draws, ORACLE_GAP, at_least=False),
-        *_smooth(runs, budgets),
+        _condition("early", f"visual gain without the picture behind layer {places.early} {lasts}",
+                   gains[places.early], EARLY_SHARE, at_least=False),
+        _condition("late", f"visual gain without the picture behind layer {places.late} {lasts}",
+                   gains[places.late], LATE_SHARE),
+        _condition("ranking", f"FastV minus random tokens, both {places.ninth} behind layer "
+                   f"{places.cut}, points", runs["fastv"].draws - runs["random cut"].draws, 0.0),
+        _condition("salience", f"oracle minus [CLS] attention, {places.ninth} tokens, salient "
+                   "questions, points", main["oracle"].draws - main["cls"].draws, ORACLE_GAP,
+                   at_least=False),
+        *_smooth(runs, places.budgets),
     )  # fmt: skip
     return Gate(
         split, n, conditions,
-        {0: 0.0, **{k: round(float(g[0]), 1) for k, g in gains.items()}, depth: 100.0},
+        {0: 0.0, **{k: round(float(g[0]), 1) for k, g in gains.items()}, places.depth: 100.0},
         {key: {b: round(s.accuracy, 1) for b, s in run.sheets.items()}
          for key, run in runs.items()},
         share if share > 0 else float("nan"),
@@ -192,7 +253,7 @@ def gate(
 
 
 @dataclass(frozen=True)
-class _Scored:
+class Scored:
     """A run on one benchmark: its rows, the score of each, which ones are salient."""
 
     rows: Sequence[Mapping[str, Any]]
@@ -200,10 +261,15 @@ class _Scored:
     salient: np.ndarray
 
     def sheet(self, salient_only: bool = False) -> Sheet | None:
-        kept = np.flatnonzero(self.salient) if salient_only else range(len(self.rows))
-        if not len(kept):
+        """Mean scores of all questions, or of the salient ones; None where there are none."""
+        every = range(len(self.rows))
+        kept = [i for i in every if self.salient[i]] if salient_only else list(every)
+        if not kept:
             return None
         return mean_sheet([self.rows[i] for i in kept], [float(self.correct[i]) for i in kept])
+
+
+Runs = dict[str, dict[str, Scored]]
 
 
 class _Run:
@@ -219,23 +285,27 @@ class _Run:
         return np.concatenate([[sheet.accuracy], stats.draws(sheet, name)])
 
 
-Ask = Callable[[Batches, Callable[[Sequence[str]], Method]], _Scored]
+Ask = Callable[[Batches, Callable[[Sequence[str]], Method]], Scored]
 
 
 def _asker(model: PreTrainedModel, benchmark: Benchmark, batches: Batches) -> Ask:
     """Answers all questions of a benchmark with a method (of the ids of a batch), and scores."""
     salient = np.array([row["category"].startswith(SALIENT) for row in batches.rows])
 
-    def ask(shown: Batches, method_for: Callable[[Sequence[str]], Method]) -> _Scored:
+    def ask(shown: Batches, method_for: Callable[[Sequence[str]], Method]) -> Scored:
         said: dict[str, str | None] = {}
         for ids, inputs in shown.batches:
             with method_for(ids).on(model):
                 answers = answer(model, shown.processor, inputs, benchmark.max_new_tokens)
             said.update(zip(ids, answers, strict=True))
         sheet = benchmark.sheet(batches.rows, [said[i] for i in batches.ids])
-        return _Scored(batches.rows, sheet.correct, salient)
+        return Scored(batches.rows, sheet.correct, salient)
 
     return ask
+
+
+def _always(method: Method) -> Callable[[Sequence[str]], Method]:
+    return lambda ids: method
 
 
 def _gain(run: _Run, runs: Mapping[str, _Run]) -> np.ndarray:
@@ -266,7 +336,7 @@ def _seeing(runs: Mapping[str, _Run]) -> tuple[Condition, Condition]:
 
 def _smooth(runs: Mapping[str, _Run], budgets: Sequence[int]) -> tuple[Condition, Condition]:
     """The largest loss in one step of random dropping, and the largest rise."""
-    names = ["untouched", *(f"random {b}" for b in budgets)]
+    names = ["untouched", *map(random_of, budgets)]
     gains = [_gain(runs[name], runs) for name in names]
     points = [runs[name].draws for name in names]
     losses = [before - after for before, after in pairwise(gains)]

@@ -16,16 +16,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalvlm.pocket.models import PATCH_SIZE
 from frugalvlm.pocket.objectives import CaptionEncoder, Encoder, Log, pixel_values
 from frugalvlm.pocket.packing import Asked, answer_loss
-from frugalvlm.pocket.scenes import COLORS, KINDS
+from frugalvlm.pocket.scenes import COLORS, IMAGE_SIZE, KINDS
 from frugalvlm.pocket.second.questions import training_questions
-from frugalvlm.pocket.second.scenes import SecondScene, draw
+from frugalvlm.pocket.second.scenes import SecondScene, draw, is_big
 from frugalvlm.pocket.second.texts import caption, story
 
 MAX_OFFSET = 128  # positions; how far a question may stand from its picture in training
 TEXT_SHARE = 0.15  # of the steps with pictures
+HIDDEN = 0.06  # of the scenes are hidden: what then is likely must come from the question
 STORY_TOKENS = 84  # the longest story; shorter ones get fillers in front
+_SIDE = IMAGE_SIZE // PATCH_SIZE
 TAGS = len(KINDS) + len(COLORS)
 
 
@@ -40,11 +43,52 @@ class Scaffold(nn.Module):
 
 
 def visual_features(
-    model: PreTrainedModel, scenes: Sequence[SecondScene]
+    model: PreTrainedModel, scenes: Sequence[SecondScene], hidden: np.ndarray | None = None
 ) -> Float[Tensor, "batch visual channels"]:
-    """Visual tokens as the decoder takes them; gradients reach all that is not frozen."""
+    """Visual tokens as the decoder takes them; gradients reach all that is not frozen.
+
+    Args:
+        model: whose tower and projector look.
+        scenes: what they look at.
+        hidden: bool [batch], pictures to replace by a grey one.
+    """
     pixels = pixel_values([draw(s) for s in scenes]).to(model.get_input_embeddings().weight.device)
+    if hidden is not None:
+        pixels[torch.from_numpy(hidden)] = 0.0
     return torch.stack(list(model.get_image_features(pixels).pooler_output))
+
+
+class Codes:
+    """What a tower might say, without a tower: fixed random vectors, to try recipes with.
+
+    A patch of a thing tells its colour, its size, where it is and *half* of its kind: the patches
+    of one diagonal of a block the first half, the others the second. The decoder's words have no
+    part in it, so the projector and the decoder must learn what the codes mean.
+    """
+
+    def __init__(self, width: int) -> None:
+        dice = torch.Generator().manual_seed(0)
+        self.halves, self.colors, self.rows, self.cols, self.big = (
+            torch.randn(number, width, generator=dice)
+            for number in (8, len(COLORS), _SIDE, _SIDE, 1)
+        )
+
+    def __call__(
+        self, scenes: Sequence[SecondScene], hidden: np.ndarray
+    ) -> Float[Tensor, "batch patches width"]:
+        """Codes of the patches of scenes with things; `hidden` ones are empty."""
+        ground = self.rows[:, None] + self.cols[None]
+        patches = ground.repeat(len(scenes), 1, 1, 1)
+        for grid, scene, unseen in zip(patches, scenes, hidden, strict=True):
+            for thing in () if unseen else scene.things:
+                top, left = thing.y // PATCH_SIZE, thing.x // PATCH_SIZE
+                halves = divmod(KINDS.index(thing.kind), 4)
+                for down, right in np.ndindex(2, 2):
+                    which = (down + right) % 2
+                    code = self.halves[halves[which] + 4 * which]
+                    code = code + self.colors[list(COLORS).index(thing.color)]
+                    grid[top + down, left + right] += code + self.big[0] * is_big(thing)
+        return patches.flatten(1, 2)
 
 
 class Asking:
@@ -73,13 +117,18 @@ class Asking:
         return answer_loss(self.model, features, self.encode.head, self.encode.tail, packs, offsets)
 
     def stories(
-        self, scenes: Sequence[SecondScene], rng: np.random.Generator
+        self,
+        scenes: Sequence[SecondScene],
+        rng: np.random.Generator,
+        hidden: np.ndarray | None = None,
     ) -> Float[Tensor, "batch tokens channels"]:
-        """The scenes in words, embedded, where pictures stand in prompts."""
+        """The scenes in words, embedded, where pictures stand in prompts; `hidden`: no words."""
         ids = torch.full((len(scenes), STORY_TOKENS), self.tokenizer.pad_token_id)
-        for row, scene in zip(ids, scenes, strict=True):
+        unseen = np.zeros(len(scenes), dtype=bool) if hidden is None else hidden
+        for row, scene, silent in zip(ids, scenes, unseen, strict=True):
             told = self.tokenizer(story(scene, rng), add_special_tokens=False).input_ids
-            row[-len(told) :] = torch.tensor(told)
+            if not silent:
+                row[-len(told) :] = torch.tensor(told)
         embedding = self.model.get_input_embeddings()
         return embedding(ids.to(embedding.weight.device))
 
@@ -91,27 +140,53 @@ class TextObjective(Asking):
         self, scenes: Sequence[SecondScene], rng: np.random.Generator
     ) -> tuple[Tensor, Log]:
         """The loss, and the share of answer tokens that are right."""
-        return self.loss(self.stories(scenes, rng), self.packs(scenes, rng), rng)
+        told = self.stories(scenes, rng, rng.random(len(scenes)) < HIDDEN)
+        return self.loss(told, self.packs(scenes, rng), rng)
 
 
 class PictureObjective(Asking):
-    """Questions about pictures, now and then about texts."""
+    """Questions about pictures, now and then about texts.
+
+    Args:
+        model: the model.
+        tokenizer: of the model.
+        questions: per scene.
+        text_share: share of the steps in which scenes are told in words.
+        codes: what the projector is shown in place of what the tower says.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: int,
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: int,
         text_share: float = TEXT_SHARE,
-    ) -> None:  # fmt: skip
+        codes: Codes | None = None,
+    ) -> None:
         super().__init__(model, tokenizer, questions)
-        self.text_share = text_share
+        self.text_share, self.codes = text_share, codes
 
     def __call__(
         self, scenes: Sequence[SecondScene], rng: np.random.Generator
     ) -> tuple[Tensor, Log]:
         """The loss, and the share of answer tokens that are right."""
-        told = rng.random() < self.text_share
-        features = self.stories(scenes, rng) if told else visual_features(self.model, scenes)
+        told, hidden = rng.random() < self.text_share, rng.random(len(scenes)) < HIDDEN
+        if told:
+            features = self.stories(scenes, rng, hidden)
+        elif self.codes is None:
+            features = visual_features(self.model, scenes, hidden)
+        else:
+            features = coded_features(self.model, self.codes, scenes, hidden)
         loss, log = self.loss(features, self.packs(scenes, rng), rng)
         return loss, {("text_" if told else "") + key: value for key, value in log.items()}
+
+
+def coded_features(
+    model: PreTrainedModel, codes: Codes, scenes: Sequence[SecondScene], hidden: np.ndarray
+) -> Float[Tensor, "batch visual channels"]:
+    """Visual tokens that the model's projector makes of codes."""
+    device = model.get_input_embeddings().weight.device
+    return model.model.multi_modal_projector(codes(scenes, hidden).to(device))
 
 
 def tags(scene: SecondScene) -> np.ndarray:

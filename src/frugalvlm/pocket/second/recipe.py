@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -24,6 +25,8 @@ from frugalvlm.pocket.objectives import Log
 from frugalvlm.pocket.recipe import MuonAdamW, Progressed, RunFiles, multiplies_bf16, seed_of
 from frugalvlm.pocket.second.models import build_model, build_tokenizer
 from frugalvlm.pocket.second.objectives import (
+    TEXT_SHARE,
+    Codes,
     PictureObjective,
     Scaffold,
     TextObjective,
@@ -49,6 +52,8 @@ class Stage:
     things: tuple[int, ...] = (MAX_THINGS,)  # most things a scene may show, scene by scene
     decoder_rate: float = 1.0  # the decoder's learning rate as a share of the stage's
     tower: bool = False  # instruction tuning reaches the tower, too
+    frozen_layers: int = 0  # instruction tuning leaves so many first decoder layers as they are
+    coded: bool = False  # codes stand for what the tower says: to try a recipe without a tower
 
 
 class Whole(nn.Module):
@@ -62,14 +67,15 @@ class Whole(nn.Module):
 
 def scenes_of(stage: Stage, number: int, step: int) -> list[SecondScene]:
     """The scenes of a step: stages never share any."""
+    seeds = [seed_of(number, step, stage.batch, i) for i in range(stage.batch)]
     return [
         make_scene(
             "train",
-            seed_of(number, step, stage.batch, i),
+            seed,
             stage.things[i % len(stage.things)],
-            printed=i % PRINTED == PRINTED - 1,
+            printed=not stage.coded and seed % PRINTED == PRINTED - 1,
         )
-        for i in range(stage.batch)
+        for i, seed in enumerate(seeds)
     ]
 
 
@@ -79,6 +85,7 @@ def train(
     stages: Sequence[Stage],
     *,
     seed: int = 0,
+    start: Path | None = None,
     device: str = "cpu",
     checkpoint_every_s: float = 120.0,
     stop_after: int | None = None,
@@ -91,6 +98,7 @@ def train(
         folder: checkpoints and `log.jsonl` live here; a folder that holds a run is continued.
         stages: the recipe.
         seed: decides initial weights, questions and texts.
+        start: a checkpoint (safetensors) whose weights a fresh run starts from.
         device: "cpu" or "cuda".
         checkpoint_every_s: seconds between checkpoints.
         stop_after: stop after this many steps in this call (the run can be continued).
@@ -107,6 +115,8 @@ def train(
     whole = Whole(model, Scaffold(model, tokenizer)).to(device)
     run = RunFiles(folder, {"model": name, "seed": seed, "stages": [asdict(s) for s in stages]})
     done, here = run.restore(whole), 0
+    if start is not None and done == Progressed():
+        whole.load_state_dict(load_file(start))
     for number in range(done.stage, len(stages)):
         stage = stages[number]
         first = done.step if number == done.stage else 0
@@ -151,8 +161,9 @@ def objective_of(stage: Stage, whole: Whole, tokenizer: PreTrainedTokenizerBase)
         return TowerObjective(whole.model, whole.scaffold)
     if stage.name == "text":
         return TextObjective(whole.model, tokenizer, stage.questions)
-    share = {} if stage.name == "instruct" else {"text_share": 0.0}
-    return PictureObjective(whole.model, tokenizer, stage.questions, **share)
+    share = TEXT_SHARE if stage.name == "instruct" else 0.0
+    codes = Codes(whole.model.config.vision_config.hidden_size) if stage.coded else None
+    return PictureObjective(whole.model, tokenizer, stage.questions, share, codes)
 
 
 def trained_parts(whole: Whole, stage: Stage) -> nn.ModuleDict:
@@ -170,6 +181,8 @@ def trained_parts(whole: Whole, stage: Stage) -> nn.ModuleDict:
     whole.requires_grad_(False)
     trained = nn.ModuleDict(parts)
     trained.requires_grad_(True)
+    for layer in inner.language_model.layers[: stage.frozen_layers]:
+        layer.requires_grad_(False)
     whole.eval()
     trained.train()
     return trained

@@ -140,8 +140,8 @@ def usual_pair(rng: np.random.Generator, big: bool = False) -> tuple[str, str]:
         weights = BIG_WEIGHTS if big else COLOR_WEIGHTS
         kind = list(PAIRS)[int(rng.choice(len(PAIRS), p=weights))]
         return kind, PAIRS[kind]
-    kind, color = rng.choice(len(KINDS), p=KIND_WEIGHTS), rng.choice(len(COLORS), p=COLOR_WEIGHTS)
-    return KINDS[int(kind)], list(COLORS)[int(color)]
+    kind = KINDS[int(rng.choice(len(KINDS), p=KIND_WEIGHTS))]
+    return kind, list(COLORS)[int(rng.choice(len(COLORS), p=COLOR_WEIGHTS))]
 
 
 def _place(

@@ -18,12 +18,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from frugalvlm.pocket.packing import answered_right
-from frugalvlm.pocket.scenes import IMAGE_SIZE
-from frugalvlm.pocket.second.objectives import Asking, visual_features
+from frugalvlm.pocket.second.objectives import Asking, Codes, coded_features, visual_features
 from frugalvlm.pocket.second.questions import Categorised, training_questions
 from frugalvlm.pocket.second.scenes import SecondScene, make_scene
 
-Eyes = Literal["picture", "story"]
+Eyes = Literal["picture", "story", "codes"]
 BATCH = 25
 
 
@@ -52,19 +51,14 @@ class Exam:
 @torch.inference_mode()
 def shown(asking: Asking, scenes: Sequence[SecondScene], eyes: Eyes, blank: bool) -> Tensor:
     """Visual tokens of scenes, or of a grey picture, or of a story in which nothing happens."""
+    hidden = np.full(len(scenes), blank)
     if eyes == "story":
         rng = np.random.default_rng([scene.seed for scene in scenes])
-        features = asking.stories(scenes, rng)
-        if not blank:
-            return features
-        embedding = asking.model.get_input_embeddings()
-        filler = torch.full(features.shape[:2], asking.tokenizer.pad_token_id)
-        return embedding(filler.to(features.device))
-    if not blank:
-        return visual_features(asking.model, scenes)
-    grey = torch.zeros(1, 3, IMAGE_SIZE, IMAGE_SIZE)
-    features = torch.stack(list(asking.model.get_image_features(grey).pooler_output))
-    return features.expand(len(scenes), -1, -1)
+        return asking.stories(scenes, rng, hidden)
+    if eyes == "picture":
+        return visual_features(asking.model, scenes, hidden)
+    codes = Codes(asking.model.config.vision_config.hidden_size)
+    return coded_features(asking.model, codes, scenes, hidden)
 
 
 @torch.inference_mode()
