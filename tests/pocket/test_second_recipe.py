@@ -111,6 +111,16 @@ def test_the_decoder_has_its_own_rate() -> None:
     assert rates == {"projector": {1e-3}, "decoder": {2.5e-4}, "head": {2.5e-4}}
 
 
+def test_matrices_of_layers_are_with_muon() -> None:
+    for stage in PLAN:
+        trained = trained_parts(_whole(), stage)
+        optimizer = recipe.StageOptimizer(trained, stage)
+        for name, parameter in trained.named_parameters():
+            part = optimizer.parts[name.split(".")[0]]
+            inside = ".layers." in name and parameter.ndim == 2
+            assert (id(parameter) in part.in_muon) == inside, name
+
+
 def test_stages_share_no_scene_and_print_is_rare() -> None:
     stage = Stage("text", 4, 24, 1e-3, 1, things=(1, 4))
     seen = [s for number in range(2) for step in range(4) for s in scenes_of(stage, number, step)]

@@ -26,7 +26,7 @@ def _runs(scores: dict[str, float], salient: float = 0.5, benchmarks: int = 2) -
     about = np.arange(N) < salient * N
     return {
         key: {
-            f"bench{b}": Scored(rows, (hard < score / 100 * N).astype(float), about)
+            f"bench{b}": Scored(rows, (hard < round(score * N / 100)).astype(float), about)
             for b in range(benchmarks)
         }
         for key, score in scores.items()
@@ -47,7 +47,7 @@ def test_a_good_model_passes() -> None:
 @pytest.mark.parametrize(
     ("changes", "fails"),
     [
-        ({"untouched": 84, "none_behind_9": 84}, {"untouched"}),
+        ({"untouched": 84, "none_behind_9": 84, "random_108": 82}, {"untouched"}),
         ({"blank": 72}, {"gap"}),
         ({"none_behind_3": 70}, {"early"}),
         ({"none_behind_9": 87}, {"late"}),
@@ -59,9 +59,7 @@ def test_a_good_model_passes() -> None:
     ],
 )  # fmt: skip
 def test_every_condition_keeps_a_model_out(changes: dict[str, float], fails: set[str]) -> None:
-    failed = _failed(**changes)
-    assert fails <= failed
-    assert failed <= fails | {"salience"}  # the salient half is a sample of its own
+    assert _failed(**changes) == fails
 
 
 def test_shares_are_of_the_visual_gain_and_intervals_hold_their_values() -> None:

@@ -192,7 +192,11 @@ class StageOptimizer:
     """`MuonAdamW` for every trained part, the decoder's at its own learning rate."""
 
     def __init__(self, trained: nn.ModuleDict, stage: Stage) -> None:
-        self.parts = {key: MuonAdamW(part, stage.learning_rate) for key, part in trained.items()}
+        # In a list a decoder's layers are called "0.layers...", as `MuonAdamW` knows them.
+        self.parts = {
+            key: MuonAdamW(nn.ModuleList([part]), stage.learning_rate)
+            for key, part in trained.items()
+        }
         self.shares = {
             key: stage.decoder_rate if key in ("decoder", "head") else 1.0 for key in self.parts
         }
