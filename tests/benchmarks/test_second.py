@@ -7,10 +7,11 @@ import pytest
 
 from frugalvlm.benchmarks import ALL_BENCHMARKS
 from frugalvlm.benchmarks.base import SEEDS_PER_SPLIT, without_pictures
-from frugalvlm.benchmarks.second import SECOND_BENCHMARKS
+from frugalvlm.benchmarks.second import SECOND_BENCHMARKS, SECOND_EXTRAS
 from frugalvlm.probes.controls import ranked_patches
 
 N = 48
+SECOND = (*SECOND_BENCHMARKS.values(), *SECOND_EXTRAS.values())
 
 
 @pytest.fixture(scope="module", params=list(SECOND_BENCHMARKS))
@@ -62,10 +63,19 @@ def test_half_of_the_hints_are_right() -> None:
         assert sum(a != b for a, b in pairs) == 1
 
 
+def test_a_dialogue_and_a_caption_are_scored() -> None:
+    for benchmark in SECOND_EXTRAS.values():
+        rows = list(without_pictures(benchmark.dataset("dev", 12)))
+        assert benchmark.sheet(rows, [r["answer"] for r in rows]).headline == 100.0
+        assert benchmark.sheet(rows, ["a red"] * len(rows)).headline < 50
+    dialogue = SECOND_EXTRAS["pocket-dialogue-2"].dataset("dev", 12)
+    assert all("</s>USER: " in q for q in dialogue["question"])
+
+
 def test_seeds_meet_no_other_benchmark() -> None:
-    firsts = sorted(b.first_seed for b in (*ALL_BENCHMARKS.values(), *SECOND_BENCHMARKS.values()))
+    firsts = sorted(b.first_seed for b in (*ALL_BENCHMARKS.values(), *SECOND))
     assert min(np.diff(firsts)) >= 2 * SEEDS_PER_SPLIT or len(set(firsts)) == len(firsts)
-    second = [b.first_seed for b in SECOND_BENCHMARKS.values()]
+    second = [b.first_seed for b in SECOND]
     assert min(second) > max(b.first_seed for b in ALL_BENCHMARKS.values()) + 2 * SEEDS_PER_SPLIT
     assert max(second) + 2 * SEEDS_PER_SPLIT <= 100_000_000  # where training begins
 

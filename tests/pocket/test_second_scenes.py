@@ -6,12 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from frugalvlm.benchmarks import prompt
 from frugalvlm.pocket.models import build_tokenizer as first_tokenizer
 from frugalvlm.pocket.questions import STEPS
 from frugalvlm.pocket.scenes import SPLITS, Thing, scan_split
 from frugalvlm.pocket.scenes import make_scene as first_scene
 from frugalvlm.pocket.second import questions
-from frugalvlm.pocket.second.models import build_tokenizer
+from frugalvlm.pocket.second.models import build_processor, build_tokenizer
 from frugalvlm.pocket.second.questions import FAMILIES, TWO_HOPS, listing, training_questions
 from frugalvlm.pocket.second.scenes import PATCH, SecondScene, draw, is_big, make_scene
 from frugalvlm.pocket.second.texts import caption, story
@@ -132,6 +133,37 @@ THREE = _scene(
 )
 def test_answers_follow_from_the_scene(family: str, answers: set[str]) -> None:
     assert {FAMILIES[family](THREE, _rng(seed)).answer for seed in range(40)} == answers
+
+
+def test_a_second_turn_is_about_what_the_first_one_found() -> None:
+    asked = Counter()
+    for seed in range(80):
+        question = FAMILIES["follow_up"](THREE, _rng(seed))
+        first, second = question.text.split("</s>USER: ")
+        _, found = first.split(" ASSISTANT: ")
+        thing = next(t for t in THREE.things if t.kind == found)
+        assert not any(t.kind in second for t in THREE.things)
+        if side := next((w for w in STEPS if f"{w} it" in second), None):
+            down, right = STEPS[side]
+            beside = THREE.at(thing.row + down, thing.col + right)
+            assert question.answer == beside.kind
+        else:
+            assert question.answer == (thing.color if "color" in second else thing.place)
+        asked[side is not None, "color" in second] += 1
+    assert len(asked) == 3
+
+
+def test_a_dialogue_reads_as_the_chat_template_writes_it() -> None:
+    question = FAMILIES["follow_up"](THREE, _rng(1))
+    first, second = question.text.split("</s>USER: ")
+    ask, found = first.split(" ASSISTANT: ")
+    turns = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": ask}]},
+        {"role": "assistant", "content": found},
+        {"role": "user", "content": second},
+    ]
+    said = build_processor().apply_chat_template(turns, add_generation_prompt=True)
+    assert said == prompt(question.text)
 
 
 def test_a_named_neighbour_is_the_one_on_that_side() -> None:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from frugalvlm.pocket.models import EOS
 from frugalvlm.pocket.questions import (
     LETTERS,
     RELATIONS,
@@ -115,6 +116,9 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "number_check": (
         "is the number {0} written in the image?", "does the image show the number {0}?",
     ),
+    "it_color": ("what color is it?", "which color does it have?"),
+    "it_place": ("where is it?", "at which place is it?"),
+    "it_neighbour": ("what is {0} it?", "which thing stands {0} it?"),
     "describe": ("describe the image.", "what does the image show?", "name every thing."),
 }  # fmt: skip
 MAIN = ("main_kind", "main_color", "main_place", "main_check")
@@ -428,6 +432,32 @@ def wrong_number(true: str, rng: np.random.Generator) -> str:
     return true[:i] + digit + true[i + 1 :]
 
 
+def follow_up(scene: SecondScene, rng: np.random.Generator) -> Categorised | None:
+    """A second turn about what the first turn found: its question alone does not say what.
+
+    The text holds the first turn with its answer, as the chat template writes it.
+    """
+    if not scene.things:
+        return None
+    t: Thing = _pick(rng, scene.things)
+    openings = [("kind_at", t.place, "it_place")]
+    if t in unique_colors(scene):
+        openings.append(("kind_of", t.color, "it_color"))
+    if t == scene.salient:
+        openings.append(("main_kind", "", ""))
+    opening, name, known = _pick(rng, openings)
+    beside = [(word, o) for s, word, o in neighbours(scene) if s == t]
+    others = [f for f in ("it_color", "it_place") if f != known] + ["it_neighbour"] * bool(beside)
+    family, things = _pick(rng, others), [t]
+    if family == "it_neighbour":
+        word, other = _pick(rng, beside)
+        second, answer, things = phrase(rng, family, word), other.kind, [t, other]
+    else:
+        second, answer = phrase(rng, family), t.color if family == "it_color" else t.place
+    text = f"{phrase(rng, opening, name)} ASSISTANT: {t.kind}{EOS}USER: {second}"
+    return Categorised(text, answer, "follow_up", **_about(scene, *things))
+
+
 def describe(scene: SecondScene, rng: np.random.Generator) -> Categorised | None:
     """Every thing with size, colour, kind and place, in reading order; or the number."""
     return Categorised(phrase(rng, "describe"), listing(scene), "describe",
@@ -466,12 +496,15 @@ FAMILIES: dict[str, Family] = {
     "choice_present": choice_present,
     "choice_place": choice_place,
     "choice_color": choice_color,
+    "follow_up": follow_up,
     "describe": describe,
     "read_number": read_number,
     "number_check": number_check,
 }
 # What needs a second hop. It is learnt late, so training asks it more often.
-TWO_HOPS = ("neighbour_kind", "neighbour_color", "same_color", "relation", "which_first")
+TWO_HOPS = (
+    "neighbour_kind", "neighbour_color", "same_color", "relation", "which_first", "follow_up",
+)  # fmt: skip
 
 
 def training_questions(
