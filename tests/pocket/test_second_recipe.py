@@ -88,6 +88,13 @@ def test_a_stage_moves_its_own_parts_only(stage, tmp_path) -> None:
     assert all(any(part in key for key in moved) for part in parts)
 
 
+def test_recipes_are_for_known_models_and_go_through_all_stages() -> None:
+    for name, stages in recipe.STAGES.items():
+        assert spec(name).name == name
+        assert [s.name for s in stages] == ["text", "tower", "align", "instruct"]
+        assert not any(s.coded or s.frozen_layers for s in stages)
+
+
 def test_frozen_layers_stay_and_the_others_do_not() -> None:
     whole = _whole()
     trained_parts(whole, Stage("instruct", 1, 1, 1e-3, 1, frozen_layers=1))

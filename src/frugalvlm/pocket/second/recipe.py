@@ -56,6 +56,25 @@ class Stage:
     coded: bool = False  # codes stand for what the tower says: to try a recipe without a tower
 
 
+# Every second scene is a simple one: names are learnt where there is one thing to look at.
+MIXED = (1, 2, MAX_THINGS, MAX_THINGS)
+# Candidates: no model of theirs has been through the gate yet.
+STAGES: dict[str, tuple[Stage, ...]] = {
+    "pocket-llava-base": (
+        Stage("text", 3000, 16, 2e-3, 50, 16, MIXED),
+        Stage("tower", 2000, 64, 2e-3, 50, things=MIXED),
+        Stage("align", 150, 16, 2e-3, 10, 16, MIXED),
+        Stage("instruct", 3000, 16, 1.5e-3, 40, 16, MIXED, decoder_rate=0.5),
+    ),
+    "pocket-llava-trial": (
+        Stage("text", 2000, 16, 2e-3, 50, 16, MIXED),
+        Stage("tower", 1500, 64, 2e-3, 50, things=MIXED),
+        Stage("align", 100, 16, 3e-3, 10, 16, MIXED),
+        Stage("instruct", 1500, 16, 2e-3, 40, 16, MIXED, decoder_rate=0.5),
+    ),
+}
+
+
 class Whole(nn.Module):
     """What a checkpoint holds: the model, and the scaffold that its training needs."""
 
