@@ -89,7 +89,7 @@ def test_only_salient_questions_decide_about_salience() -> None:
         for scored in by.values():
             scored.salient[:] = False
     found = judge(runs, PLACES, "dev", N)
-    assert np.isnan(found.salient)
+    assert found.salient is None
     assert not next(c for c in found.conditions if c.key == "salience").passed
 
 

@@ -19,7 +19,7 @@ benchmarks. Intervals are bootstrap intervals over pictures, all runs paired.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -82,8 +82,8 @@ class Gate:
         conditions: the six, the first and the last in two halves.
         curve: share of the visual gain, in percent, by the last layer that sees the picture.
         scores: mean score in percent, by run and benchmark.
-        salient: share of the questions that are about what stands out; NaN: nobody labelled them,
-            and condition 5 is about all questions.
+        salient: share of the questions that are about what stands out; None: nobody labelled
+            them, and condition 5 is about all questions.
     """
 
     split: str
@@ -91,7 +91,7 @@ class Gate:
     conditions: tuple[Condition, ...]
     curve: dict[int, float]
     scores: dict[str, dict[str, float]]
-    salient: float = field(default=float("nan"))
+    salient: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -248,7 +248,7 @@ def judge(found: Runs, places: Places, split: str, n: int) -> Gate:
         {0: 0.0, **{k: round(float(g[0]), 1) for k, g in gains.items()}, places.depth: 100.0},
         {key: {b: round(s.accuracy, 1) for b, s in run.sheets.items()}
          for key, run in runs.items()},
-        share if share > 0 else float("nan"),
+        share if share > 0 else None,
     )  # fmt: skip
 
 
