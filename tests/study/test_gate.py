@@ -4,10 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from frugalvlm.benchmarks import BENCHMARKS
+from frugalvlm.benchmarks.asking import Batches
 from frugalvlm.loading import load_vlm
+from frugalvlm.probes.controls import RandomCut
 from frugalvlm.probes.gate import Places, Scored, gate, judge, none_behind, random_of
+from frugalvlm.views import UnsupportedError
 
 PLACES = Places(depth=12, patches=144)
 N = 200
@@ -110,3 +114,21 @@ def test_the_first_generation_is_measured_and_kept_out() -> None:
     assert early.value > 60
     assert set(found.frame().index) == {c.key for c in found.conditions}
     assert json.loads(json.dumps(found.record()))["passed"] is False
+
+
+def test_a_random_cut_keeps_its_number_behind_its_layer_and_the_same_ones_again() -> None:
+    model, processor = load_vlm("pocket-llava-small")
+    benchmark = BENCHMARKS["pocket-gqa"]
+    batches = Batches(benchmark, processor, "dev", 3, "cpu")
+    inputs = batches.batches[0][1]
+    logits = []
+    for seed in (0, 0, 1):
+        with RandomCut(16, 2, seed).on(model) as trace, torch.inference_mode():
+            logits.append(model(**inputs).logits[:, -1])
+        assert list(trace.tokens_per_layer) == [144, 144, 16, 16, 16, 16]
+    assert torch.equal(logits[0], logits[1])
+    assert not torch.equal(logits[0], logits[2])
+    with pytest.raises(UnsupportedError, match="1 to 5, not 6"), RandomCut(16, 6).on(model):
+        pass
+    with pytest.raises(UnsupportedError, match="RandomCut"):
+        RandomCut.for_budget(16)

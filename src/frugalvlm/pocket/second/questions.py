@@ -121,7 +121,6 @@ WORDINGS: dict[str, tuple[str, ...]] = {
     "it_neighbour": ("what is {0} it?", "which thing stands {0} it?"),
     "describe": ("describe the image.", "what does the image show?", "name every thing."),
 }  # fmt: skip
-MAIN = ("main_kind", "main_color", "main_place", "main_check")
 # Words of these questions and of the texts that the first generation's vocabulary lacks.
 NEW_WORDS = (
     "name", "largest", "out", "stands", "stand", "looks", "look", "have", "has", "place", "do",
