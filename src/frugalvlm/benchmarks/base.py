@@ -164,8 +164,8 @@ class Benchmark:
                     columns[name].append(value)
         return Dataset.from_dict(columns, features=self.features)
 
-    def _make(self, split: EvalSplit, seed: int) -> Any:
-        """What is asked about."""
+    def make(self, split: EvalSplit, seed: int) -> Any:
+        """What is asked about: the scene (or clip) of a seed."""
         return make_scene(split, seed, side=self.side)
 
     def _pictures(self, scene: Any) -> dict[str, Any]:
@@ -175,7 +175,7 @@ class Benchmark:
     def _next(self, split: EvalSplit, seeds: count[int], number: int) -> tuple[Any, Asked]:
         """The next scene that can be asked what picture `number` has to ask."""
         while True:
-            scene = self._make(split, next(seeds))
+            scene = self.make(split, next(seeds))
             asked = self.ask(scene, number, np.random.default_rng([scene.seed, 11]))
             if asked is not None:
                 return scene, asked

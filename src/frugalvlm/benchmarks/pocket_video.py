@@ -39,7 +39,8 @@ class VideoBenchmark(Benchmark):
          for k, v in FEATURES.items()}
     )  # fmt: skip
 
-    def _make(self, split: EvalSplit, seed: int) -> Clip:
+    def make(self, split: EvalSplit, seed: int) -> Clip:
+        """The clip of a seed."""
         return make_clip(split, seed)
 
     def _pictures(self, scene: Clip) -> dict[str, Any]:

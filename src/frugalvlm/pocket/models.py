@@ -8,6 +8,7 @@ A processor with the kit's own small tokenizer belongs to each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -122,7 +123,13 @@ def spec(name: str) -> PocketSpec:
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word-level tokenizer of about 150 entries; numbers are split into digits."""
+    return tokenizer_of()
+
+
+def tokenizer_of(new_words: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The tokenizer of `build_tokenizer` with further words behind its own."""
     pieces = [*WORDS, *SHAPES, *COLORS, *DIGITS, *[f"##{d}" for d in DIGITS], *"?.,:"]
+    pieces += [word for word in dict.fromkeys(new_words) if word not in pieces]
     vocabulary = {
         w: i for i, w in enumerate([PAD, UNK, BOS, EOS, IMAGE_TOKEN, VIDEO_TOKEN, *pieces])
     }
@@ -152,15 +159,20 @@ def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
     Args:
         name: the model; models of one family share a processor.
     """
-    family = spec(name).family
+    return processor_of(spec(name), build_tokenizer())
+
+
+def processor_of(shape: PocketSpec, tokenizer: PreTrainedTokenizerFast) -> ProcessorMixin:
+    """The processor of a model of this shape and vocabulary."""
+    family = shape.family
     pixels: dict[str, Any] = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
     square = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     text: dict[str, Any] = {
-        "tokenizer": build_tokenizer(),
+        "tokenizer": tokenizer,
         "chat_template": CHAT_TEMPLATE,
         "image_token": IMAGE_TOKEN,
     }
-    pinpoints = [[spec(name).side] * 2]
+    pinpoints = [[shape.side] * 2]
     if family == "llava_onevision":
         whole = LlavaOnevisionImageProcessorPil(
             size=square, image_grid_pinpoints=pinpoints, **pixels
@@ -186,7 +198,11 @@ def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
 
 def build_config(name: str) -> PreTrainedConfig:
     """The Transformers configuration of a pocket model."""
-    s, tokenizer = spec(name), build_tokenizer()
+    return config_of(spec(name), build_tokenizer())
+
+
+def config_of(s: PocketSpec, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    """The configuration of a model of this shape and vocabulary."""
     vision: dict[str, Any] = {
         "hidden_size": s.tower_width,
         "intermediate_size": 4 * s.tower_width,

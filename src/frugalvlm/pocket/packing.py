@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -32,6 +32,8 @@ class Slots:
 
     prefix: int
     lengths: tuple[int, ...]
+    visual: tuple[int, int] = (0, 0)  # first token of the picture and of what follows it
+    exit_after: int | None = None  # so many layers see the picture; None: all
 
     @property
     def total(self) -> int:
@@ -63,13 +65,17 @@ def _packed_attention(
     """Causal attention inside the prefix; every slot sees the prefix and, causally, itself."""
     p = slots.prefix
     head_key, head_value = key[:, :, :p], value[:, :, :p]
-    parts = [_causal(query[:, :, :p], head_key, head_value, scaling)]
+    layer: Any = module.layer_idx
+    gone = slots.exit_after is not None and layer >= slots.exit_after
+    unseen = slice(*slots.visual) if gone else slice(0, 0)
+    parts = [_causal(query[:, :, :p], head_key, head_value, scaling, unseen)]
     start = p
     for count, length in slots.groups():
         piece = slice(start, start + count * length)
         start = piece.stop
         q, k, v = (t[:, :, piece].unflatten(2, (count, length)) for t in (query, key, value))
         to_prefix = (q.flatten(2, 3) @ head_key.mT).unflatten(2, (count, length))
+        to_prefix[..., unseen] = float("-inf")
         to_self = q @ k.mT + _future(length, q)
         scores = torch.cat([to_prefix, to_self], -1) * scaling
         weights = scores.softmax(-1).to(v.dtype)
@@ -78,8 +84,10 @@ def _packed_attention(
     return torch.cat(parts, 2).transpose(1, 2), None
 
 
-def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
+def _causal(q: Tensor, k: Tensor, v: Tensor, scaling: float, unseen: slice = slice(0, 0)) -> Tensor:
     scores = (q @ k.mT + _future(q.shape[2], q)) * scaling
+    # What nobody behind the picture sees may go on seeing itself.
+    scores[:, :, unseen.stop :, unseen] = float("-inf")
     return scores.softmax(-1).to(v.dtype) @ v
 
 
@@ -129,17 +137,70 @@ def answer_loss(
         a description counts for more than one word, but does not drown the one-word answers), and
         the share of answer tokens that the model would have guessed.
     """
+    logits, said = _answer_logits(model, features, head, tail, packs, offsets)
+    losses = F.cross_entropy(logits, said.wanted, reduction="none")
+    loss = (losses * said.weight).sum() / said.weight.sum()
+    with torch.no_grad():
+        right = (logits.argmax(-1) == said.wanted).float()
+    return loss, {"tokens_right": right.mean()}
+
+
+@torch.inference_mode()
+def answered_right(
+    model: PreTrainedModel,
+    features: Float[Tensor, "batch visual channels"],
+    head: Sequence[int],
+    tail: Sequence[int],
+    packs: Sequence[Sequence[Asked]],
+    exit_after: int | None = None,
+) -> list[list[bool]]:
+    """Whether the greedy answer to each question is the whole right one.
+
+    An answer is right when every token of it is the likeliest behind the ones before, which is
+    when greedy decoding gives it. Arguments as for `answer_loss`.
+
+    Args:
+        model: as there.
+        features: as there.
+        head: as there.
+        tail: as there.
+        packs: as there.
+        exit_after: so many decoder layers see the picture; None: all.
+    """
+    logits, said = _answer_logits(model, features, head, tail, packs, None, exit_after)
+    right = [[True] * len(pack) for pack in packs]
+    for (b, i), good in zip(said.owner, (logits.argmax(-1) == said.wanted).tolist(), strict=True):
+        right[b][i] &= good
+    return right
+
+
+@dataclass(frozen=True)
+class _Said:
+    """The answer tokens of a packed batch, in the order of its positions."""
+
+    wanted: Tensor  # [tokens]
+    weight: Tensor  # [tokens]
+    owner: list[tuple[int, int]]  # picture and question of each token
+
+
+def _answer_logits(
+    model: PreTrainedModel, features: Tensor, head: Sequence[int], tail: Sequence[int],
+    packs: Sequence[Sequence[Asked]], offsets: Tensor | None, exit_after: int | None = None,
+) -> tuple[Tensor, _Said]:  # fmt: skip
     device = features.device
     batch, visual = features.shape[:2]
     sizes = [[len(ask) + len(answer) for ask, answer in pack] for pack in packs]
     order = [sorted(range(len(s)), key=s.__getitem__) for s in sizes]
+    seen = (len(head), len(head) + visual)
     slots = _slots(len(head) + visual + len(tail), sizes, order)
+    slots = replace(slots, visual=seen, exit_after=exit_after)
 
     pad = model.config.get_text_config().pad_token_id
     ids = torch.full((batch, slots.total), pad)
     targets = torch.full((batch, slots.total), -100)
     positions = torch.arange(slots.total).repeat(batch, 1)
     weights = torch.zeros(batch, slots.total)
+    owner = torch.zeros(batch, slots.total, dtype=torch.long)
     ids[:, : len(head)] = torch.tensor(head, dtype=torch.long)
     ids[:, slots.prefix - len(tail) : slots.prefix] = torch.tensor(tail, dtype=torch.long)
     for b, pack in enumerate(packs):
@@ -153,6 +214,7 @@ def answer_loss(
             said = slice(start + len(ask) - 1, end - 1)
             targets[b, said] = torch.tensor(answer)
             weights[b, said] = len(answer) ** -0.5
+            owner[b, said] = i
             shift = 0 if offsets is None else int(offsets[b, i])
             positions[b, start : start + length] = slots.prefix + shift + torch.arange(length)
 
@@ -168,11 +230,9 @@ def answer_loss(
     asked = (targets != -100).to(device)
     logits = model.lm_head(hidden[asked]).float()
     wanted, weight = targets.to(device)[asked], weights.to(device)[asked]
-    losses = F.cross_entropy(logits, wanted, reduction="none")
-    loss = (losses * weight).sum() / weight.sum()
-    with torch.no_grad():
-        right = (logits.argmax(-1) == wanted).float()
-    return loss, {"tokens_right": right.mean()}
+    picture = asked.nonzero()[:, 0].tolist()
+    owners = list(zip(picture, owner[targets != -100].tolist(), strict=True))
+    return logits, _Said(wanted, weight, owners)
 
 
 def _slots(prefix: int, sizes: Sequence[list[int]], order: Sequence[list[int]]) -> Slots:

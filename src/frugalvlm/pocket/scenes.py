@@ -161,14 +161,14 @@ def _enlarged(scan: int, size: int) -> Image.Image:
     return small.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _ink(scan: int, size: int, slant: float) -> np.ndarray:
+def ink(scan: int, size: int, slant: float) -> np.ndarray:
     """A scan enlarged to [size, size] and turned by `slant` degrees, ink in 0..1."""
     turned = _enlarged(scan, size).rotate(slant, Image.Resampling.BILINEAR)
     return np.clip(np.asarray(turned, dtype=np.float32) / 255.0 * 1.25, 0, 1)
 
 
 @lru_cache(maxsize=64)
-def _shape(kind: str, size: int) -> np.ndarray:
+def shape(kind: str, size: int) -> np.ndarray:
     """A filled shape [size, size], 1 inside."""
     y, x = (np.mgrid[:size, :size] + 0.5) / size * 2 - 1  # -1..1
     inside = {
@@ -247,14 +247,14 @@ def _choose_color(rng: np.random.Generator) -> str:
 def draw(scene: Scene) -> np.ndarray:
     """Draw a scene: uint8 [side, side, 3]. Deterministic in the scene."""
     rng = _rng(scene.split, scene.seed, 1)
-    canvas = _background(rng, scene.side)
+    canvas = background(rng, scene.side)
     if scene.plate is not None:
         _draw_plate(canvas, scene.plate, rng)
     for thing in scene.things:
         mask = (
-            _ink(thing.scan, thing.size, rng.normal(0, MAX_SLANT / 2))
+            ink(thing.scan, thing.size, rng.normal(0, MAX_SLANT / 2))
             if thing.is_digit
-            else _shape(thing.kind, thing.size)
+            else shape(thing.kind, thing.size)
         )[..., None]
         color = np.clip(np.array(COLORS[thing.color]) + rng.normal(0, 8, 3), 0, 255)
         box = np.s_[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size]
@@ -262,7 +262,7 @@ def draw(scene: Scene) -> np.ndarray:
     return np.clip(canvas, 0, 255).astype(np.uint8)
 
 
-def _background(rng: np.random.Generator, side: int) -> np.ndarray:
+def background(rng: np.random.Generator, side: int) -> np.ndarray:
     """A dim texture: a coarse random field, enlarged, plus grain; float32 [side, side, 3]."""
     knots = side // 16
     coarse = rng.uniform(35, 105, (knots, knots, 1)) + rng.normal(0, 9, (knots, knots, 3))
@@ -275,7 +275,7 @@ def _draw_plate(canvas: np.ndarray, plate: Plate, rng: np.random.Generator) -> N
     width, height = plate.size
     canvas[plate.y : plate.y + height, plate.x : plate.x + width] = 205 + rng.normal(0, 6, 3)
     for i, scan in enumerate(plate.scans):
-        ink = _ink(scan, PLATE_DIGIT_WIDTH, rng.normal(0, MAX_SLANT / 2))[..., None]
+        dark = ink(scan, PLATE_DIGIT_WIDTH, rng.normal(0, MAX_SLANT / 2))[..., None]
         x, y = plate.x + PLATE_MARGIN + i * PLATE_DIGIT_WIDTH, plate.y + PLATE_MARGIN
         box = np.s_[y : y + PLATE_DIGIT_WIDTH, x : x + PLATE_DIGIT_WIDTH]
-        canvas[box] = ink * np.array([20, 20, 30]) + (1 - ink) * canvas[box]
+        canvas[box] = dark * np.array([20, 20, 30]) + (1 - dark) * canvas[box]

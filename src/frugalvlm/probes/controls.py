@@ -20,9 +20,18 @@ from frugalvlm.methods import EncoderReducer, LayerReducer, Method, Vanilla
 from frugalvlm.methods.base import check_budget
 from frugalvlm.pocket.questions import Cell
 from frugalvlm.pocket.scenes import GRID, Scene, make_scene
-from frugalvlm.views import EncoderView, Kept, LayerView, Reduced, Shape, UnsupportedError
+from frugalvlm.views import (
+    EncoderView,
+    Kept,
+    LayerView,
+    Reduced,
+    Shape,
+    UnsupportedError,
+    keep_top,
+)
 
-__all__ = ["Blank", "Chosen", "NoImageAfter", "blanked", "coverage", "oracle_for", "ranked_patches"]
+__all__ = ["Blank", "Chosen", "NoImageAfter", "RandomCut", "blanked", "coverage", "oracle_for",
+           "ranked_patches"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,39 @@ class NoImageAfter(LayerReducer):
         return Kept(view.visual[:, :0], (0,) * len(view.counts))
 
 
+@dataclass(frozen=True)
+class RandomCut(LayerReducer):
+    """Keep random visual tokens behind decoder layer `k`: what a cut is worth without a ranking."""
+
+    key: ClassVar[str] = "random_cut"
+    kept_tokens: int
+    k: int
+    seed: int = 0
+
+    @classmethod
+    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> NoReturn:
+        """Always refused: a budget does not say where to cut."""
+        raise UnsupportedError("Build it with RandomCut(kept_tokens, k) of the rival method.")
+
+    def check(self, shape: Shape) -> None:
+        """Layer k must exist; the budget must be in 1..patches."""
+        if not 1 <= self.k < shape.decoder_layers:
+            raise UnsupportedError(
+                f"A cut can lie behind decoder layer 1 to {shape.decoder_layers - 1}, not {self.k}."
+            )
+        check_budget(self.kept_tokens, shape.patches)
+
+    def layers(self, decoder_layers: int) -> tuple[int, ...]:
+        """One cut."""
+        return (self.k,)
+
+    def keep(self, view: LayerView) -> Kept:
+        """Random tokens, others for every picture of a batch; the same in every run."""
+        dice = torch.Generator().manual_seed(self.seed)
+        score = torch.rand(view.visual.shape, generator=dice).to(view.visual.device)
+        return keep_top(score, view.per_crop(self.kept_tokens))
+
+
 def blanked(batches: Batches) -> Batches:
     """The same questions about pictures that are one mid grey."""
     blank = copy.copy(batches)
@@ -111,7 +153,11 @@ def blanked(batches: Batches) -> Batches:
 
 
 def oracle_for(
-    batches: Batches, split: str, grid: tuple[int, int], kept_tokens: int
+    batches: Batches,
+    split: str,
+    grid: tuple[int, int],
+    kept_tokens: int,
+    make: Callable[..., Scene] = make_scene,
 ) -> Callable[[Sequence[str]], Method]:
     """The oracle as a function of the question ids of a batch.
 
@@ -120,10 +166,11 @@ def oracle_for(
         split: theirs, so that scenes can be rebuilt from their seeds.
         grid: rows and columns of patches.
         kept_tokens: patches that each picture keeps.
+        make: gives the scene of a split and a seed.
     """
     chosen: dict[str, tuple[int, ...]] = {}
     for row in batches.rows:
-        scene = make_scene(split, row["scene_seed"])  # type: ignore[arg-type]
+        scene = make(split, row["scene_seed"])
         about = [(r, c) for r, c in row["about"]]
         chosen[row["question_id"]] = tuple(ranked_patches(scene, about, grid)[:kept_tokens])
     return lambda ids: Chosen(tuple(chosen[i] for i in ids))
