@@ -107,6 +107,20 @@ def _files(folder: Path) -> dict[str, bytes]:
     }  # fmt: skip
 
 
+def test_published_pages_link_to_the_published_ones(places, put):
+    """Not to those that were beside them in the work folder."""
+    work, published = places
+    for place, key in ((published, "aim"), (work, "visionzip"), (work, "sgl")):
+        put(place / "pocket" / key / "records", accuracy())
+        page = place / "pocket" / key / f"{key}.html"
+        page.write_text("<!-- pages --><a>sgl.html</a><!-- end of pages -->")
+    publish("pocket", ["visionzip"])
+    shown = published / "pocket" / "visionzip" / "visionzip.html"
+    assert "../aim/aim.html" in shown.read_text()
+    assert "sgl.html" not in shown.read_text()
+    assert "../visionzip/visionzip.html" in (published / "pocket" / "aim" / "aim.html").read_text()
+
+
 def test_publishing_replaces_what_is_superseded_alone(places, put):
     work, published = places
     own = Path("pocket") / "visionzip"

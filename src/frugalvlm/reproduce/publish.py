@@ -11,6 +11,7 @@ from pathlib import Path
 from frugalvlm.errors import FrugalError
 from frugalvlm.papers import load_paper
 from frugalvlm.paths import published_dir, work_dir
+from frugalvlm.report.pages import relink
 from frugalvlm.runs import records
 from frugalvlm.runs.records import Record, RecordError
 
@@ -63,6 +64,7 @@ def publish_folder(*parts: str) -> list[Path]:
         shown = not any(part.startswith(".") for part in inside.parts)
         if shown and path.suffix in PAGES and ".failed." not in path.name and path.is_file():
             written.append(_copied(path, target / inside))
+    relink(published_dir())  # the pages of the work folder know others than those published
     return written
 
 
