@@ -49,7 +49,7 @@ def test_it_works_from_any_folder_and_leaves_itself_alone(site, tmp_path):
         "from frugalvlm.report.notebooks import paper_notebook\n"
         "assert paths.repository() is None and len(all_papers()) >= 13\n"
         "assert paper_notebook('visionzip').is_file()\n"
-        "print(paths.results_dir()); os.chdir('/'); print(paths.results_dir())\n"
+        "print(paths.work_dir()); os.chdir('/'); print(paths.work_dir())\n"
         "print(paths.checkpoints_dir())\n"
         "assert cli.main(['readme']) == 2"
     )

@@ -12,7 +12,7 @@ from frugalvlm.pocket import watch
 from frugalvlm.pocket.recipe import Stage
 from frugalvlm.probes import discrimination, phenomena
 from frugalvlm.reproduce import command
-from frugalvlm.runs.options import Options
+from frugalvlm.runs.options import Options, sizes_for
 
 ONE = ("reproduce", "--paper", "visionzip")
 WHOLE = "whole number"
@@ -149,8 +149,9 @@ def test_options_reach_the_run(monkeypatch):
     told = ["-n", "20", "--benchmarks", "pocket-gqa,pocket-mme", "--budgets", "2", "--repeats", "3"]
     assert main([*ONE, *told, "--force"]) == 0
     options = Options(
-        n=20, benchmarks=("pocket-gqa", "pocket-mme"), budgets=2, repeats=3, force=True
-    )
+        **sizes_for(20) | {"repeats": 3}, benchmarks=("pocket-gqa", "pocket-mme"), budgets=2,
+        force=True,
+    )  # fmt: skip
     assert asked == [("visionzip", "pocket", options)]
 
 

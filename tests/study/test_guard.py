@@ -9,7 +9,7 @@ import torch
 from frugalvlm.benchmarks.stats import Estimate
 from frugalvlm.loading import model_hash
 from frugalvlm.papers.paper import load_paper
-from frugalvlm.pocket.installed import save_vlm
+from frugalvlm.pocket.installed import save_vlm, write_hashes
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.probes import training as train
 from frugalvlm.report.tables import accuracy_table
@@ -142,6 +142,7 @@ def installed(tmp_path, monkeypatch):
     save_vlm(model, processor, folder)
     scores = {b: train.score(model, processor, b) for b in ("pocket-mme", "pocket-caption")}
     (folder / "scores.json").write_text(json.dumps(scores))
+    write_hashes(folder)
     return scores
 
 

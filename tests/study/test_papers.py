@@ -543,6 +543,6 @@ def test_package_without_its_repository_says_what_to_do(
     # Another project with a pyproject.toml and a data folder above us must not be mistaken for ours
     (tmp_path / "pyproject.toml").touch()
     (tmp_path / "data").mkdir()
-    monkeypatch.setattr(paths, "__file__", str(tmp_path / "site-packages" / "paths.py"))
-    with pytest.raises(FileNotFoundError, match="FRUGALVLM_DATA"):
+    monkeypatch.setattr(paths, "PACKAGE", tmp_path / "site-packages" / "frugalvlm")
+    with pytest.raises(FileNotFoundError, match=r"clone.*pip install -e"):
         paths.project_root()

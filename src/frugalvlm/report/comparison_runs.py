@@ -11,7 +11,7 @@ import numpy as np
 
 from frugalvlm.benchmarks import stats
 from frugalvlm.benchmarks.stats import Estimate
-from frugalvlm.methods import EncoderReducer, LayerReducer, Method
+from frugalvlm.methods import METHODS, VARIANTS, EncoderReducer, LayerReducer, Method
 from frugalvlm.papers import all_papers
 from frugalvlm.report.display import labels_of
 from frugalvlm.verdicts.ranking import RESAMPLES
@@ -115,7 +115,8 @@ def family_of(key: str) -> str:
     """Where a method acts: one of FAMILIES; "other" for one that only a study defines."""
     if key in CONTROLS:
         return FAMILIES[0]
-    cls = next((c for c in _subclasses(Method) if getattr(c, "key", None) == key), None)
+    listed = {**METHODS, **VARIANTS}.get(key)
+    cls = listed or next((c for c in _subclasses(Method) if getattr(c, "key", None) == key), None)
     if cls is None:
         return "other"
     before, inside = issubclass(cls, EncoderReducer), issubclass(cls, LayerReducer)

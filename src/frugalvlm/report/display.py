@@ -227,7 +227,9 @@ def name_of(paper: Paper | str) -> str:
 
 
 # A value and its interval, or a figure and its share, stay on one line.
-_TOGETHER = re.compile(r"(?:[-+]?[\d.,]+(?:x| %)? )?\[[^\[\]\n]{3,40}\]|[\d.]+ ±[\d.]+(?: %)?")
+_TOGETHER = re.compile(
+    r"(?:[-+]?[\d.,]+(?:x| %)? )?\[[-+\d][^\[\]\n]{2,39}\]|\[no interval\]|[\d.]+ ±[\d.]+(?: %)?"
+)
 
 
 def _html(text: str) -> str:
