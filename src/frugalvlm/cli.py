@@ -173,7 +173,8 @@ def _reproduce(given: argparse.Namespace) -> None:
         study.reproduce(given.paper, given.scale, options)
     if given.publish:
         keys = study.runnable(given.scale) if given.all else [given.paper]
-        _say(_from("reproduce.publish").publish(given.scale, keys))
+        made = _from("reproduce.publish").publish(given.scale, keys)
+        print(f"Published {len(made)} files in {project_root() / 'results' / given.scale}")
 
 
 def _refuse_with_blueprint(given: argparse.Namespace) -> None:
@@ -215,7 +216,8 @@ def _compare(given: argparse.Namespace) -> None:
         )
     _from("reproduce.printed").compare()
     if given.publish:
-        _say(_from("reproduce.publish").publish_folder("compare"))
+        made = _from("reproduce.publish").publish_folder("compare")
+        print(f"Published {len(made)} files in {project_root() / 'results' / 'compare'}")
 
 
 def _print_result(result: Any) -> None:

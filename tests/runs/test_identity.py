@@ -234,6 +234,7 @@ def test_a_users_class_counts_with_what_its_code_names(tmp_path, monkeypatch, ol
     assert (_in_file(tmp_path, base.replace(old, new), monkeypatch) == before) is same
 
 
+@pytest.mark.slow
 def test_a_class_of_a_notebook_has_an_identity():
     whole = _in_notebook(CELL, SAY)
     assert len(whole) == 16

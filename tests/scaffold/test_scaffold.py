@@ -175,6 +175,7 @@ def test_short_and_long_names_keep_the_style(key: str, clone: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_what_is_laid_out_passes_its_own_tests_and_the_contracts(tmp_path: Path) -> None:
     """In a copy of the repository: its test, contracts on one host, its data, its notebook."""
     for folder in ("src", "tests", "notebooks", "data/papers", "docs"):

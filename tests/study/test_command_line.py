@@ -55,6 +55,7 @@ def test_all_papers_are_asked_less(arguments, n, monkeypatch):
     assert (asked[0].repeats == 5) == ("all_" in arguments and "n" not in arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -72,6 +73,7 @@ def test_bad_input_ends_with_one_sentence(arguments, sentence, tmp_path):
     assert not list(tmp_path.rglob("*.json")), "nothing may be left behind"
 
 
+@pytest.mark.slow
 def test_full_scale_without_weights_says_what_to_fetch(tmp_path):
     done = _invoke(
         "reproduce", "--paper", "visionzip", "--scale", "full",

@@ -155,6 +155,7 @@ def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(
 # -- cost ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_printed_efficiency_table_is_counted_again_within_one_percent():
     table = fastervlm_report.cost_table()
     rows = table.data

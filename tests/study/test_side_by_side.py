@@ -234,6 +234,7 @@ def _options(folders, **more):
                        **folders, **more)  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", ["sgl", "early_exit", "aim"])
 def test_nothing_timed_is_measured_beside_other_work(key, folders, tmp_path, monkeypatch):
     monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 import nbformat
 import papermill
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+from frugalvlm.digest import request_hash
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import notebooks_dir
+from frugalvlm.paths import PACKAGE, data_dir, notebooks_dir, results_places
 from frugalvlm.report.pages import FigurelessError, figures_drawn, relink, write_page
-
-if TYPE_CHECKING:
-    from frugalvlm.runs.options import Options
+from frugalvlm.runs.options import Options
 
 # Progress bars and library warnings would end up as noise in the executed notebook. Figures are
 # drawn by the kernel's own backend, whatever the shell's MPLBACKEND says: with Agg a page has none.
@@ -112,7 +114,11 @@ def execute(source: Path, target: Path, parameters: Mapping[str, Any]) -> Path:
 
 
 def execute_paper_notebook(key: str, options: Options, folder: Path) -> Path:
-    """Execute a paper's notebook on records that exist already; returns the HTML page."""
+    """Execute a paper's notebook on records that exist already; returns the HTML page.
+
+    An executed copy of the very same notebook, parameters, code, figures and records is kept,
+    unless `options.force` is set.
+    """
     parameters: dict[str, Any] = {"n": options.n, "model": options.model, "device": options.device}
     if options.benchmarks is not None:
         parameters["benchmarks"] = list(options.benchmarks)
@@ -124,6 +130,42 @@ def execute_paper_notebook(key: str, options: Options, folder: Path) -> Path:
         papermill.inspect_notebook(str(source))
     ):
         parameters[name] = getattr(options, name)
-    page = execute(source, folder / f"{key}.ipynb", parameters)
+    target = folder / f"{key}.ipynb"
+    page = target.with_suffix(".html")
+    if options.force or not page.is_file() or _made_of(target) != _state(source, parameters):
+        page = execute(source, target, parameters)
+        _note(target, _state(source, parameters))  # a notebook may have made records itself
     relink(folder.parents[1], only=page)
     return page
+
+
+def _state(source: Path, parameters: Mapping[str, Any]) -> str:
+    """What an executed paper notebook depends on, as one hash."""
+    code = sorted(PACKAGE.rglob("*.py"))
+    figures = sorted((data_dir() / "papers").iterdir())
+    made = [path for place in results_places() for path in sorted(place.rglob("records/*.json"))]
+    digest = hashlib.sha256()
+    for path in (source, *code, *figures):
+        digest.update(path.name.encode() + path.read_bytes())
+    for path in made:
+        status = path.stat()
+        digest.update(f"{path} {status.st_size} {status.st_mtime_ns}".encode())
+    libraries = [metadata.version(name) for name in ("torch", "transformers", "matplotlib")]
+    return request_hash([digest.hexdigest(), dict(parameters), libraries])
+
+
+def _made_of(executed: Path) -> str | None:
+    """The state that an executed copy was made of; None where nothing is noted."""
+    try:
+        noted = json.loads(executed.read_text(encoding="utf-8"))["metadata"]
+        return noted.get("frugalvlm", {}).get("state")
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _note(executed: Path, state: str) -> None:
+    notebook = nbformat.read(executed, as_version=4)
+    notebook.metadata["frugalvlm"] = {"state": state}
+    temporary = executed.with_suffix(".ipynb.tmp")
+    nbformat.write(notebook, temporary)
+    os.replace(temporary, executed)
