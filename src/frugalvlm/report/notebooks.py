@@ -17,7 +17,7 @@ from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
 from frugalvlm.digest import request_hash
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import PACKAGE, data_dir, notebooks_dir, results_places
+from frugalvlm.paths import PACKAGE, data_dir, notebooks_dir, work_dir
 from frugalvlm.report.pages import FigurelessError, figures_drawn, relink, write_page
 from frugalvlm.runs.options import Options
 
@@ -143,7 +143,7 @@ def _state(source: Path, parameters: Mapping[str, Any]) -> str:
     """What an executed paper notebook depends on, as one hash."""
     code = sorted(PACKAGE.rglob("*.py"))
     figures = sorted((data_dir() / "papers").iterdir())
-    made = [path for place in results_places() for path in sorted(place.rglob("records/*.json"))]
+    made = sorted(work_dir().rglob("records/*.json"))  # what it takes of others is copied there
     digest = hashlib.sha256()
     for path in (source, *code, *figures):
         digest.update(path.name.encode() + path.read_bytes())
