@@ -32,7 +32,7 @@ def papers(c: Context):
         "paper": "key of the paper, see `invoke papers`",
         "all_": "every paper that runs at this scale, sharing what can be shared",
         "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
-        "n": "questions per benchmark; default: 300 for one paper, 100 for all",
+        "n": "questions per benchmark; default: 200 for one paper, 100 for all; published: 300",
         "benchmarks": "ids of benchmarks, separated by commas; default: all",
         "budgets": "how many of the table's budgets, the first ones; default: all",
         "model": "embedded model, folder or Hub id",

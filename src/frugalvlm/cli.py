@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--all", action="store_true", help="every paper that runs at this scale")
     own.add_argument("--scale", default="pocket", help="pocket (laptop), blueprint (counted costs) "
                      "or full (Hub weights, GPU)")  # fmt: skip
-    _add_size(own, "300 for one paper, 100 for all")
+    _add_size(own, "200 for one paper, 100 for all; published: 300")
     own.add_argument("--benchmarks", metavar="A,B", help="ids of benchmarks; default: all")
     own.add_argument("--budgets", metavar="N", help="how many of the table's budgets, first ones")
     _add_model(own)
@@ -164,7 +164,7 @@ def _reproduce(given: argparse.Namespace) -> None:
         _from("papers").load_paper(given.paper)
     study, sizes = _from("reproduce.command"), _from("runs.options")
     told = {**numbers, **texts, "benchmarks": benchmarks, "force": given.force}
-    usual = sizes.QUICK["n"] if given.all else sizes.QUESTIONS
+    usual = (sizes.QUICK if given.all else sizes.ONE)["n"]
     measured = sizes.sizes_for(usual if given.n is None else numbers["n"])
     options = sizes.Options(**{**measured, **{k: v for k, v in told.items() if v is not None}})
     if given.all:

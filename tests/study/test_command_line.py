@@ -41,7 +41,7 @@ def test_papers_lists_all():
 
 @pytest.mark.parametrize(
     ("arguments", "n"),
-    [({"paper": "aim"}, 300), ({"all_": True}, 100), ({"all_": True, "n": "7"}, 7)],
+    [({"paper": "aim"}, 200), ({"all_": True}, 100), ({"all_": True, "n": "7"}, 7)],
 )
 def test_all_papers_are_asked_less(arguments, n, monkeypatch):
     monkeypatch.syspath_prepend(str(project_root()))
