@@ -13,6 +13,7 @@ from frugalvlm.papers.paper import KEYS, all_papers
 from frugalvlm.paths import project_root
 from frugalvlm.reproduce import command as rep
 from frugalvlm.reproduce.printed import print_comparison
+from frugalvlm.runs.options import sizes_for
 from frugalvlm.runs.records import RecordError
 
 
@@ -52,7 +53,7 @@ def test_all_papers_are_asked_less(arguments, n, monkeypatch):
     monkeypatch.setattr(rep, "reproduce_all", lambda scale, options: asked.append(options))
     tasks.reproduce.body(Context(), **arguments)
     assert [options.n for options in asked] == [n]
-    assert (asked[0].repeats == 5) == ("all_" in arguments and "n" not in arguments)
+    assert asked[0].repeats == sizes_for(n)["repeats"], "what is measured goes with the questions"
 
 
 @pytest.mark.slow
