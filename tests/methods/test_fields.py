@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import pydoc
 from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -278,3 +279,14 @@ def test_the_front_shows_what_it_has():
 
     assert dir(frugalvlm) == sorted(frugalvlm.__all__)
     assert all(getattr(frugalvlm, name) is not None for name in dir(frugalvlm))
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_help_prints_arguments_and_paper(key):
+    """What `help()` shows; pydoc reads docstrings otherwise than `inspect` does."""
+    shown = pydoc.plain(pydoc.render_doc(METHODS[key]))
+    start = shown[: shown.index("Method resolution order")]
+    assert "arXiv:" in start or "Source: none" in start
+    assert ("Args:" in start) == bool(
+        [f for f in fields(METHODS[key]) if "runtime" not in f.metadata]
+    )

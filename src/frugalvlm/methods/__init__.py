@@ -1,5 +1,7 @@
 """Every method of the kit, by name. Adding one: a file, a class, its import and its name here."""
 
+import inspect
+
 from frugalvlm.methods.aim import AIM, AIMEarly, AIMMask, AIMMerge, AIMVideo
 from frugalvlm.methods.avgpool import AvgPool
 from frugalvlm.methods.base import Composed, EncoderReducer, LayerReducer, Method
@@ -33,6 +35,10 @@ METHODS: dict[str, type[Method]] = {
 # What papers compare with themselves in ablations: known by name, but no methods of their own.
 VARIANTS: dict[str, type[Method]] = {kind.key: kind for kind in (AIMMerge, AIMEarly, AIMVideo)}
 KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
+
+# `help()` wants plain text where a class keeps its docstring, not something that makes it.
+for _kind in (*METHODS.values(), *VARIANTS.values()):
+    _kind.__doc__ = inspect.getdoc(_kind)
 
 __all__ = ["METHODS", "VARIANTS", "Composed", "method_class"]
 __all__ += [kind.__name__ for kind in (*METHODS.values(), *VARIANTS.values(), *KINDS)]
