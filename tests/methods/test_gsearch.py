@@ -16,7 +16,7 @@ from torch import Tensor
 
 from frugalvlm.methods import FastV, GSearch
 from frugalvlm.methods.gsearch import K_32, LLAVA_15_7B, p_sigmoid, printed_k
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.views import BudgetError, LayerView, Shape, Text, UnsupportedError
 
 SCHEDULE = (16, 16, 10, 4)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from papermill.parameterize import parameterize_notebook
 
-from frugalvlm.papers.paper import KEYS
+from frugalvlm.papers import KEYS
 from frugalvlm.paths import project_root
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor

@@ -15,7 +15,7 @@ from frugalvlm.benchmarks.base import Sheet, mean_sheet
 from frugalvlm.digest import request_hash
 from frugalvlm.door import beside
 from frugalvlm.loading import load_vlm
-from frugalvlm.papers.paper import Paper, load_paper
+from frugalvlm.papers import Paper, load_paper
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 

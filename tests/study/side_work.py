@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from frugalvlm.papers.paper import UnknownPaperError
+from frugalvlm.papers import UnknownPaperError
 from frugalvlm.reproduce.side_by_side import Part
 
 

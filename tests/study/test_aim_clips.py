@@ -3,7 +3,7 @@
 import pytest
 
 from frugalvlm.door import beside
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.paths import project_root
 from frugalvlm.report import tables
 from frugalvlm.runs.options import Options

@@ -2,7 +2,7 @@
 
 import pytest
 
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.studies import aim
 from frugalvlm.verdicts.verdicts import verdicts
 

@@ -9,7 +9,7 @@ import pytest
 from invoke import Context
 
 from frugalvlm.methods import METHODS
-from frugalvlm.papers.paper import KEYS, all_papers
+from frugalvlm.papers import KEYS, all_papers
 from frugalvlm.paths import project_root
 from frugalvlm.reproduce import command as rep
 from frugalvlm.reproduce.printed import print_comparison

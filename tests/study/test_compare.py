@@ -9,7 +9,7 @@ import pytest
 
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.benchmarks.base import without_pictures
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.report import comparison as compare
 from frugalvlm.report import comparison_plots as compare_plots
 from frugalvlm.report import comparison_tables as compare_tables

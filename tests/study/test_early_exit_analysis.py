@@ -11,7 +11,7 @@ import torch
 from frugalvlm.benchmarks import stats
 from frugalvlm.loading import load_vlm
 from frugalvlm.methods import EarlyExit
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.reproduce import runners

@@ -13,7 +13,7 @@ from frugalvlm.benchmarks import asking
 from frugalvlm.door import beside
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS
-from frugalvlm.papers.paper import Paper, load_paper
+from frugalvlm.papers import Paper, load_paper
 from frugalvlm.report import tables
 from frugalvlm.reproduce import command as reproduce
 from frugalvlm.runs.attention import eager_attention

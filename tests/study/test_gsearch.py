@@ -12,7 +12,7 @@ import torch
 from frugalvlm.benchmarks import asking, load_benchmark
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.methods.gsearch import GSearchBayes
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.runs.options import Options

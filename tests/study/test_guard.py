@@ -8,7 +8,7 @@ import torch
 
 from frugalvlm.benchmarks.stats import Estimate
 from frugalvlm.loading import model_hash
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.pocket.installed import save_vlm, write_hashes
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.probes import training as train

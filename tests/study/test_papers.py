@@ -12,10 +12,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from frugalvlm import paths
+from frugalvlm import papers, paths
 from frugalvlm.methods import METHODS, VARIANTS
-from frugalvlm.papers import paper as papers
-from frugalvlm.papers.paper import SCALES, Paper, keys, load_paper
+from frugalvlm.papers import SCALES, Paper, keys, load_paper
 from frugalvlm.paths import project_root
 from frugalvlm.report.display import labels_of
 

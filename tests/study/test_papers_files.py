@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from frugalvlm import paths
+from frugalvlm import papers, paths
 from frugalvlm.errors import FrugalError
-from frugalvlm.papers import paper as papers
+from frugalvlm.papers import paper
 from frugalvlm.papers.page import format_page
 from frugalvlm.paths import project_root
 from frugalvlm.runs.layout import ScaleError, check_methods
@@ -23,7 +23,7 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of papers, and those of which it was said already that they are left out."""
     folder = tmp_path / "papers"
     shutil.copytree(paths.data_dir() / "papers", folder)
-    monkeypatch.setattr(papers, "_NAMED", set())
+    monkeypatch.setattr(paper, "_NAMED", set())
     return folder
 
 

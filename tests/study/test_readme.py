@@ -8,7 +8,7 @@ import pytest
 
 from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS, load_benchmark
 from frugalvlm.benchmarks.base import without_pictures
-from frugalvlm.papers.paper import KEYS, load_paper
+from frugalvlm.papers import KEYS, load_paper
 from frugalvlm.report.tables import accuracy_table
 from frugalvlm.reproduce import readme
 from frugalvlm.reproduce.readme import ReadmeError

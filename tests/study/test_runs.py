@@ -15,7 +15,7 @@ from frugalvlm.benchmarks import asking, load_benchmark
 from frugalvlm.checks import OptionError
 from frugalvlm.errors import FrugalError
 from frugalvlm.loading import load_vlm, model_hash
-from frugalvlm.papers.paper import UnknownPaperError, load_paper
+from frugalvlm.papers import UnknownPaperError, load_paper
 from frugalvlm.pocket.installed import WeightsError, verify
 from frugalvlm.reproduce import command as rep
 from frugalvlm.reproduce import runners

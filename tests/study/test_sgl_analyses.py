@@ -10,7 +10,7 @@ from frugalvlm import methods
 from frugalvlm.benchmarks import asking, load_benchmark
 from frugalvlm.engine.guidance import Guide
 from frugalvlm.loading import load_vlm, model_hash
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.pocket.installed import WeightsError, save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.report import tables

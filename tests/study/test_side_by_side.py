@@ -16,7 +16,7 @@ from frugalvlm.benchmarks import asking, load_benchmark
 from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.methods import METHODS, SGL, EncoderReducer, LayerReducer
-from frugalvlm.papers.paper import UnknownPaperError
+from frugalvlm.papers import UnknownPaperError
 from frugalvlm.paths import project_root
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor

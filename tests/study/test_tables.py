@@ -10,7 +10,7 @@ from rich.console import Console
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.digest import request_hash
 from frugalvlm.methods import VisionZip
-from frugalvlm.papers.paper import load_paper
+from frugalvlm.papers import load_paper
 from frugalvlm.report import tables
 from frugalvlm.report.tables import NOT_MEASURED, accuracy_table
 from frugalvlm.runs.options import QUESTIONS, sizes_for

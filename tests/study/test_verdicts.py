@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from frugalvlm.papers.paper import KEYS, QUANTITY_KINDS, SCALES, Claim, load_paper
+from frugalvlm.papers import KEYS, QUANTITY_KINDS, SCALES, Claim, load_paper
 from frugalvlm.report.verdict_table import verdict_table
 from frugalvlm.runs.records import MixedSettingError
 from frugalvlm.verdicts.verdicts import STATUSES, Measured, decide, verdicts

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from frugalvlm.papers.paper import (
+from frugalvlm.papers.classes import (
     COLUMNS,
     KINDS,
     QUANTITY_KINDS,
@@ -17,16 +17,18 @@ from frugalvlm.papers.paper import (
     Column,
     LayoutModel,
     Paper,
-    PaperFormatError,
     Row,
     Table,
-    UnknownPaperError,
     Unverified,
+)
+from frugalvlm.papers.paper import (
+    UnknownPaperError,
     all_papers,
     keys,
     load_paper,
     readable_paper,
 )
+from frugalvlm.papers.reading import PaperFormatError
 
 __all__ = [
     "COLUMNS",

@@ -12,57 +12,16 @@ import re
 from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from frugalvlm.errors import FrugalError
 from frugalvlm.papers.classes import (
-    COLUMNS,
-    KINDS,
-    QUANTITY_KINDS,
-    RELATIONS,
-    SCALES,
-    AmbiguousFigureError,
-    Anomaly,
-    Average,
-    Budget,
-    Claim,
-    Code,
-    Column,
-    LayoutModel,
     Paper,
-    Row,
-    Table,
-    Unverified,
     suggestion,
 )
 from frugalvlm.papers.reading import PaperFormatError, read_paper
 from frugalvlm.paths import MissingFilesError, data_dir
 
-__all__ = [
-    "COLUMNS",
-    "KINDS",
-    "QUANTITY_KINDS",
-    "RELATIONS",
-    "SCALES",
-    "AmbiguousFigureError",
-    "Anomaly",
-    "Average",
-    "Budget",
-    "Claim",
-    "Code",
-    "Column",
-    "LayoutModel",
-    "Paper",
-    "PaperFormatError",
-    "Row",
-    "Table",
-    "UnknownPaperError",
-    "Unverified",
-    "all_papers",
-    "keys",
-    "load_paper",
-    "readable_paper",
-]
+__all__ = ["UnknownPaperError", "all_papers", "keys", "load_paper", "readable_paper"]
 
 _LOG = logging.getLogger(__name__)
 _NAMED: set[str] = set()  # files that cannot be used; each is named once
@@ -125,12 +84,6 @@ def all_papers(folder: Path | None = None) -> tuple[Paper, ...]:
     """All papers whose files can be used, in the order of `keys`; others are named once."""
     found = (readable_paper(key, folder) for key in keys(folder))
     return tuple(paper for paper in found if paper is not None)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "KEYS":
-        return keys()
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def _folder(folder: Path | None) -> Path:

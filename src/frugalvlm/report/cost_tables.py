@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from frugalvlm import papers
 from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, between
 from frugalvlm.papers import Budget, Column, LayoutModel, Paper, load_paper
-from frugalvlm.papers import paper as papers
 from frugalvlm.report.display import (
     Block,
     Cell,

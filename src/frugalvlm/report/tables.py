@@ -11,10 +11,10 @@ from typing import Any
 
 import pandas as pd
 
+from frugalvlm import papers
 from frugalvlm.benchmarks.stats import Estimate
 from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, bare, between, percent, plus_minus
 from frugalvlm.papers import Budget, Column, Paper, load_paper
-from frugalvlm.papers import paper as papers
 from frugalvlm.report.cost_tables import blueprint_table, efficiency_table, energy_table
 from frugalvlm.report.display import (
     Block,
