@@ -23,7 +23,7 @@ def _frugalvlm(verb, **options):
 # None: not given. What was given goes on as the text it is, and is checked in one place.
 @task
 def papers(c: Context):
-    """List the papers and what is reproduced at which scale."""
+    """List the papers and what is published at which scale."""
     _frugalvlm("papers")
 
 

@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(verb=function)
         return own
 
-    verb("papers", _papers, "List the papers and what is reproduced at which scale.")
+    verb("papers", _papers, "List the papers and what is published at which scale.")
     own = verb("reproduce", _reproduce, "Reproduce a paper's tables, or all of them: runs, "
                "verdicts, executed notebook, HTML page.")  # fmt: skip
     own.add_argument("--paper", metavar="KEY", help="key of the paper, see `frugalvlm papers`")

@@ -4,7 +4,9 @@ from typing import Any
 
 from frugalvlm.papers.classes import (
     COLUMNS,
+    EQUALS,
     KINDS,
+    ORIGINS,
     QUANTITY_KINDS,
     RELATIONS,
     SCALES,
@@ -32,7 +34,9 @@ from frugalvlm.papers.reading import PaperFormatError
 
 __all__ = [
     "COLUMNS",
+    "EQUALS",
     "KINDS",
+    "ORIGINS",
     "QUANTITY_KINDS",
     "RELATIONS",
     "SCALES",

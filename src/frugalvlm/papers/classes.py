@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "COLUMNS",
+    "EQUALS",
     "FIGURE",
     "KINDS",
+    "ORIGINS",
     "QUANTITY_KINDS",
     "RELATIONS",
     "SCALES",
@@ -62,7 +64,20 @@ FIGURE: Mapping[str, str] = {
     "or when its model, setting or label had to be inferred",
 }
 COLUMNS = tuple(FIGURE)
-RELATIONS = (">", ">=", "<", "<=", "==", "~")  # "~": within the claim's tolerance
+RELATIONS = (">", ">=", "<", "<=", "==", "~")  # see `Claim`
+# Who makes a claim. Verdicts of each are counted apart.
+ORIGINS: Mapping[str, str] = {
+    "paper": "the paper",
+    "kit": "this kit: a control that the paper does not have",
+    "identity": "nobody: true by construction, so it tests the kit's code and not the paper",
+}
+# By what a pair of methods is alike, so that a difference between them is one of choosing tokens.
+EQUALS: Mapping[str, str] = {
+    "tokens kept": "what is asked for and left at the end",
+    "mean tokens": "visual tokens, averaged over decoder layers",
+    "FLOPs": "of the whole prefill",
+    "nothing": "nothing; the claim says what is compared",
+}
 
 # What a claim may measure. The verdict code implements these; the data may use no other.
 QUANTITY_KINDS: Mapping[str, str] = {
@@ -78,11 +93,18 @@ QUANTITY_KINDS: Mapping[str, str] = {
     "attention_shift": "rank correlation of the attention a visual token gets with its index",
     "rank_agreement": "Kendall's tau of the visual-token rankings of neighbouring layers",
     "last_layer_share": "share of generated tokens whose oracle exit is one of the last layers",
+    "memory_ratio": "peak memory with the method / of the untouched model",
+    "largest_rise": "largest step upwards in a list of the paper's own analysis",
     "finding": "a figure of the paper's own analysis, by its place in the record",
 }
+_ABOUT = {
+    "accuracy": ("retention", "score"),
+    "time": ("prefill_speedup",),
+    "count": ("flops_ratio", "kv_ratio", "token_count", "mean_keep_rate", "memory_ratio"),
+}
 
-# "reproduced": the results are published in results/; "runnable": `invoke reproduce` computes them.
-STATES = ("planned", "reproduced", "runnable")
+# "published": the results lie in results/; "runnable": `invoke reproduce` computes them.
+STATES = ("planned", "published", "runnable")
 _T = TypeVar("_T")
 
 
@@ -169,8 +191,13 @@ class Average(_Described):
 class Claim(_Described):
     """One testable statement of a paper, or one that this kit adds.
 
-    The claim is reproduced when the measured quantity stands in `relation` to `threshold`; it has
-    the same direction when only `weaker` holds.
+    Its relation says what kind of test it is:
+
+    - `>=` and `<=` are levels ("keeps 94 %"): equivalence from one side, within `margin`. The
+      threshold is the paper's number on the columns of our own table.
+    - `>` and `<` are comparisons ("is better than"): the threshold is where both sides are alike,
+      and the distance of the paper's number from it is the paper's effect.
+    - `==` and `~` are numbers, met within `margin`.
 
     Attributes:
         id: its name, once in a paper.
@@ -179,16 +206,20 @@ class Claim(_Described):
         scales: at which it can be tested: pocket, blueprint, full.
         why_not: for every other scale the reason; `others` stands for all that are not named.
         quantity: what is measured, by `kind` (below) and what that kind asks for: `method`,
-            `tokens_fraction`, `over`, and for a difference `of`, `a` and `b`. null: nothing here
-            can measure it.
-        relation: >, >=, <, <=, == or ~ (within `tolerance`).
+            `tokens_fraction`, `over`, and for a difference `of`, `a`, `b` and `equal` (below).
+            null: nothing here can measure it.
+        relation: >, >=, <, <=, == or ~.
         threshold: what the quantity is compared with, in `unit`.
-        tolerance: how far off == and ~ may be.
-        weaker: a `relation` and a `threshold` of its own, and `why` they are chosen.
+        margin: how far off still counts.
+        why_margin: the reason for a margin.
         reported: the paper's number.
         reported_on_columns: the same average over the benchmarks of our layout only.
         unit: of quantity, threshold and reported numbers.
-        origin: paper, or kit for a claim that the paper does not make.
+        origin: paper, kit or identity (below).
+        not_comparable: why what is measured here is another thing than what the paper states; it is
+            shown and decides nothing.
+        written: when quantity, relation and threshold were last changed ("2026-11-21T16:16Z"); a
+            record that is older was known by then.
         note: what a reader should know.
     """
 
@@ -200,12 +231,14 @@ class Claim(_Described):
     quantity: Mapping[str, Any] | None = None
     relation: str | None = None
     threshold: float | None = None
-    tolerance: float = 0.0
-    weaker: Mapping[str, Any] | None = None
+    margin: float = 0.0
+    why_margin: str = ""
     reported: float | None = None
     reported_on_columns: float | None = None
     unit: str = ""
     origin: str = "paper"
+    not_comparable: str = ""
+    written: str = ""
     note: str = ""
 
     def __post_init__(self) -> None:
@@ -215,6 +248,27 @@ class Claim(_Described):
             named = {*self.scales, *why_not}
             why_not |= {scale: others for scale in SCALES if scale not in named}
             object.__setattr__(self, "why_not", why_not)
+
+    @property
+    def effect(self) -> float | None:
+        """How far the paper's own number lies from where both sides of a comparison are alike.
+
+        On our columns where that is known; None for other claims, and where it prints no number.
+        """
+        own = self.reported if self.reported_on_columns is None else self.reported_on_columns
+        if self.relation not in (">", "<") or self.threshold is None or own is None:
+            return None
+        return own - self.threshold
+
+    @property
+    def about(self) -> str:
+        """What is tested: accuracy, time, count or finding."""
+        quantity = self.quantity or {}
+        kind = quantity.get("kind")
+        while kind == "difference":
+            kind = quantity.get("of", "retention")
+            quantity = quantity.get("each", {})
+        return next((name for name, kinds in _ABOUT.items() if kind in kinds), "finding")
 
 
 @dataclass(frozen=True)
@@ -390,8 +444,8 @@ class Paper(_Described):
         licence: of what was released.
         summary: idea and result in 300 to 1000 characters of our own words.
         kind: one or several of the kinds below.
-        status: for each scale planned, runnable (`invoke reproduce` computes it) or reproduced
-            (results are published in results/).
+        status: for each scale planned, runnable (`invoke reproduce` computes it) or published
+            (results lie in results/).
         evidence: what was read, and what was only read about.
         claims: statements that records can test.
         unverified: how many figures of which table of the CSV are not verified, and why.

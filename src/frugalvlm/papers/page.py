@@ -5,10 +5,19 @@ from __future__ import annotations
 import inspect
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, fields
 
-from frugalvlm.papers.classes import FIGURE, KINDS, QUANTITY_KINDS, RELATIONS, SCALES, STATES
+from frugalvlm.papers.classes import (
+    EQUALS,
+    FIGURE,
+    KINDS,
+    ORIGINS,
+    QUANTITY_KINDS,
+    RELATIONS,
+    SCALES,
+    STATES,
+)
 from frugalvlm.papers.reading import PARTS
 
 __all__ = ["format_page"]
@@ -49,11 +58,18 @@ def format_page() -> str:
     lists = {"Kinds of papers": KINDS, "Scales": SCALES, "States": STATES, "Relations": RELATIONS}
     parts.append("\n### Words that fields may take\n\n")
     parts += [f"- {name}: {_codes(words)}\n" for name, words in lists.items()]
-    parts.append("\n### Kinds of quantities\n\n| kind | what it measures |\n| --- | --- |\n")
-    parts += [f"| `{kind}` | {meaning} |\n" for kind, meaning in QUANTITY_KINDS.items()]
+    parts += _words("Kinds of quantities", "kind", "what it measures", QUANTITY_KINDS)
+    parts += _words("`equal`: fair pairs", "equal", "by what both sides are alike", EQUALS)
+    parts += _words("`origin`: who says so", "origin", "who makes the claim", ORIGINS)
     parts.append(_CSV.format(header=",".join(FIGURE)))
     parts += [f"| `{column}` | {meaning} |\n" for column, meaning in FIGURE.items()]
     return "".join(parts)
+
+
+def _words(title: str, word: str, meaning: str, words: Mapping[str, str]) -> list[str]:
+    """A list of words that a field may take, as a table."""
+    head = f"\n### {title}\n\n| {word} | {meaning} |\n| --- | --- |\n"
+    return [head, *(f"| `{key}` | {text} |\n" for key, text in words.items())]
 
 
 def _section(held_in: str, cls: type) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import fields
 from functools import lru_cache
@@ -13,7 +14,9 @@ import yaml
 
 from frugalvlm.errors import FrugalError
 from frugalvlm.papers.classes import (
+    EQUALS,
     KINDS,
+    ORIGINS,
     QUANTITY_KINDS,
     RELATIONS,
     SCALES,
@@ -54,6 +57,7 @@ PARTS: Mapping[str, type] = {
     "averages": Average,
 }
 _Place = tuple[str | int, ...]  # fields and numbers of list entries, from the whole to the part
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\dZ")
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's reads five times as fast
 
 
@@ -258,19 +262,36 @@ def _of_claim(place: _Place, claim: Claim) -> Iterator[tuple[_Place, str]]:
             (*place, "scales"),
             (f"{where}each scale needs to be in scales or, once, in why_not (with its reason)"),
         )
-    yield from _among((*place, "origin"), [claim.origin], ("paper", "kit"), where)
+    yield from _among((*place, "origin"), [claim.origin], ORIGINS, where)
+    if claim.written and not _MOMENT.fullmatch(claim.written):
+        yield (*place, "written"), f'{where}write the moment like "2026-11-21T16:16Z"'
+    if claim.margin and not claim.why_margin:
+        yield (*place, "margin"), f"{where}a margin needs its reason; add why_margin"
     if claim.quantity is not None:
-        kinds = [claim.quantity.get("kind")]
-        yield from _among((*place, "quantity", "kind"), kinds, QUANTITY_KINDS, where)
+        yield from _of_quantity((*place, "quantity"), claim.quantity, where)
         yield from _among((*place, "relation"), [claim.relation], RELATIONS, where)
         if claim.threshold is None:
             yield (*place, "quantity"), f"{where}a quantity needs a threshold; add the field"
-    if claim.weaker is not None:
-        relations = [claim.weaker.get("relation")]
-        yield from _among((*place, "weaker", "relation"), relations, RELATIONS, where)
-        threshold = claim.weaker.get("threshold")
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float):
-            yield (*place, "weaker"), f"{where}weaker needs a threshold, a number"
+    turned = claim.effect is not None and claim.effect * (1 if claim.relation == ">" else -1) <= 0
+    if turned:
+        yield (
+            (*place, "reported"),
+            f"{where}the paper's own number does not meet it; turn the relation or the sides round",
+        )
+
+
+def _of_quantity(
+    place: _Place, quantity: Mapping[str, Any], where: str
+) -> Iterator[tuple[_Place, str]]:
+    yield from _among((*place, "kind"), [quantity.get("kind")], QUANTITY_KINDS, where)
+    if quantity.get("kind") != "difference":
+        return
+    sides = [quantity.get(side) for side in ("a", "b")]
+    methods = [side.get("method") for side in sides if isinstance(side, Mapping)]
+    if len(methods) < 2:
+        yield place, f"{where}a difference needs its sides a and b"
+    elif quantity.get("of", "retention") in ("retention", "score") and methods[0] != methods[1]:
+        yield from _among((*place, "equal"), [quantity.get("equal")], EQUALS, where)
 
 
 def _of_table(place: _Place, table: Table, main: bool) -> Iterator[tuple[_Place, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from frugalvlm.errors import FrugalError
 from frugalvlm.paths import data_dir, repository
 
 HASHES = "SHA256SUMS.json"
+_SEED = re.compile(r"-seed\d+$")  # of a model's name
 
 
 class WeightsError(FrugalError, OSError):
@@ -22,6 +24,21 @@ class WeightsError(FrugalError, OSError):
 def models_dir() -> Path:
     """The folder of the embedded models."""
     return data_dir() / "models"
+
+
+def seeds_of(model: str) -> tuple[str, ...]:
+    """An embedded model and those trained like it from other seeds, as far as they are installed.
+
+    Args:
+        model: its name, say pocket-llava-base, or that of another training of it.
+
+    Returns:
+        The name without a seed, then NAME-seed1, NAME-seed2 and so on, in this order.
+    """
+    name = _SEED.sub("", model)
+    others = [p.name for p in models_dir().glob(f"{name}-seed*") if p.is_dir()]
+    numbered = [other for other in others if _SEED.sub("", other) == name]
+    return (name, *sorted(numbered, key=lambda other: int(other.rpartition("-seed")[2])))
 
 
 def verify(folder: Path) -> dict[str, str]:

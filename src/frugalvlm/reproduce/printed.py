@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from frugalvlm.papers import SCALES, Paper, all_papers, load_paper
+from frugalvlm.papers import ORIGINS, SCALES, Paper, all_papers, load_paper
 from frugalvlm.paths import work_dir
 from frugalvlm.report import tables
 from frugalvlm.report.display import name_of
@@ -21,7 +21,7 @@ from frugalvlm.reproduce.problems import problems_told
 from frugalvlm.runs import records
 from frugalvlm.runs.identity import other_code_line
 from frugalvlm.runs.records import Record
-from frugalvlm.verdicts.decision import STATUSES, Verdict
+from frugalvlm.verdicts.decision import DECIDED, STATUSES, UNTESTED, Verdict
 from frugalvlm.verdicts.verdicts import all_verdicts
 
 
@@ -60,24 +60,27 @@ def print_closing(
         console: where it goes.
     """
     console = console or Console()
-    ids = {status: [v.claim.id for v in found if v.status == status] for status in STATUSES}
-    weaker, tested = ids["same direction"], sum(len(ids[status]) for status in _DECIDED)
-    held = f"{len(ids['reproduced'])}" + (f", {len(weaker)} more in a weaker form" * bool(weaker))
+    own = [v for v in found if v.claim.origin == "paper"]
+    ids = {status: [v.claim.id for v in own if v.status == status] for status in STATUSES}
+    tested = sum(v.status in DECIDED for v in own)
+    directed = ids["holds in direction"]
+    held = f"{len(ids['holds'])}" + (f", {len(directed)} more in direction" * bool(directed))
     lines = [
-        f"{name_of(paper)} at the {scale} scale: {tested} of {len(found)} claims tested.",
-        _listed(f"Held: {held}", [*ids["reproduced"], *weaker], console.width),
-        *(
-            _listed(f"{word}: {len(ids[status])}", ids[status], console.width)
-            for status, word in (
-                ("contradicted", "Did not hold"), ("not significant", "Not decided")
-            )
-        ),
+        f"{name_of(paper)}, {scale} scale: {tested} of {len(own)} claims of the paper tested, "
+        f"{len(ids['undecided'])} undecided.",
+        _listed(f"Held: {held}", [*ids["holds"], *directed], console.width),
+        _listed(f"Refused: {len(ids['refused'])}", ids["refused"], console.width),
+        _listed(f"Controls of this kit: {_tally(found, 'kit')}", [], console.width),
         *([] if page is None else [f"Page: {_near(page)}"]),
-    ]  # fmt: skip
+    ]
     console.print("\n".join(lines), highlight=False, markup=False, soft_wrap=True)
 
 
-_DECIDED = ("reproduced", "same direction", "contradicted", "not significant")
+def _tally(found: Sequence[Verdict], origin: str) -> str:
+    """How many of one origin hold, are refused and undecided."""
+    counts = Counter(v.status for v in found if v.claim.origin == origin)
+    words = [f"{counts[status]} {status}" for status in DECIDED if counts[status]]
+    return ", ".join(words) or "none tested"
 
 
 def _listed(line: str, ids: Sequence[str], width: int) -> str:
@@ -100,7 +103,7 @@ def _near(path: Path) -> Path:
 
 
 def print_papers(console: Console | None = None) -> None:
-    """The papers of the kit and what is reproduced at which scale."""
+    """The papers of the kit, their claims, and at which scale results are published."""
     console = console or Console()
     table = RichTable(
         title="Papers of the kit", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0),
@@ -109,23 +112,25 @@ def print_papers(console: Console | None = None) -> None:
     table.add_column("key", no_wrap=True)
     table.add_column("paper", overflow="fold")
     table.add_column("arXiv", no_wrap=True)
-    table.add_column("reproduced at", no_wrap=True)
+    table.add_column("claims", no_wrap=True)
+    table.add_column("published at", no_wrap=True)
     for paper in all_papers():
         version = f"v{paper.arxiv_version}" if paper.arxiv_version else ""
         states = {scale: paper.status.get(scale, "planned") for scale in SCALES}
-        runs = [scale if state == "reproduced" else f"{scale} ({state})"
+        runs = [scale if state == "published" else f"{scale} ({state})"
                 for scale, state in states.items() if state != "planned"]  # fmt: skip
         where = Text(", ".join(runs) or "planned", style="green" if runs else "dim")
-        table.add_row(paper.key, paper.title.split(":")[0], f"{paper.arxiv}{version}", where)
+        origins = Counter(claim.origin for claim in paper.claims)
+        claims = "/".join(str(origins[origin]) for origin in ORIGINS)
+        title = paper.title.split(":")[0]
+        table.add_row(paper.key, title, f"{paper.arxiv}{version}", claims, where)
     console.print(table)
+    console.print("Claims: of the paper/controls of this kit/true by construction.")
     console.print("Reproduce one with: invoke reproduce --paper KEY [--scale pocket|blueprint]",
                   highlight=False, markup=False)  # fmt: skip
 
 
-_HEADERS = {
-    "same direction": "same\ndirection", "not significant": "not\nsignifi-\ncant",
-    "not testable here": "not\ntestable\nhere", "not measured": "not\nmeasured",
-}  # fmt: skip
+_HEADERS = {"holds in direction": "in\ndirec-\ntion", "not comparable": "not\ncompa-\nrable"}
 
 
 def print_summary(
@@ -136,17 +141,32 @@ def print_summary(
 ) -> None:
     """What a reproduction of several papers came to: records and verdicts, paper by paper."""
     console = console or Console()
-    counts = {key: Counter(v.status for v in all_verdicts(load_paper(key), own, scale))
-              for key, own in made.items()}  # fmt: skip
-    shown = [s for s in STATUSES if any(c[s] for c in counts.values())]
+    found = {key: all_verdicts(load_paper(key), own, scale) for key, own in made.items()}
+    counts = {key: Counter(v.status for v in own if v.claim.origin == "paper")
+              for key, own in found.items()}  # fmt: skip
+    shown = [*DECIDED, "not comparable"]
     title = f"{len(made)} papers at the {scale} scale in {seconds / 60:.1f} minutes"
-    rows = [[key, str(len(made[key])), *(str(count[s]) for s in shown)]
-            for key, count in counts.items()]  # fmt: skip
-    headers = ["paper", "records", *(_HEADERS.get(s, s) for s in shown)]
+    rows = [
+        [
+            key, str(len(made[key])), *(str(count[s]) for s in shown),
+            str(sum(count[s] for s in UNTESTED)), _of_all(found[key], "kit", "holds"),
+        ]
+        for key, count in counts.items()
+    ]  # fmt: skip
+    words = [_HEADERS.get(s, s) for s in shown]
+    headers = ["paper", "records", *words, "not\ntested", "controls\nheld"]
     console.print(
-        terminal_table(f"{title}; their claims", headers, [("", rows)], (), console.width, {})
+        terminal_table(
+            f"{title}; claims of the papers", headers, [("", rows)], (), console.width, {}
+        )
     )
     console.print(f"Records and pages: {_near(work_dir() / scale)}", soft_wrap=True)
+
+
+def _of_all(found: Sequence[Verdict], origin: str, status: str) -> str:
+    """How many of those of one origin that an interval could decide have a status."""
+    tested = [v.status for v in found if v.claim.origin == origin and v.status in DECIDED]
+    return f"{tested.count(status)} of {len(tested)}"
 
 
 def print_comparison(console: Console | None = None) -> None:

@@ -13,7 +13,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from frugalvlm.benchmarks import BENCHMARKS, HD_BENCHMARKS
 from frugalvlm.errors import FrugalError
 from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, plus_minus
 from frugalvlm.loading import model_hash
-from frugalvlm.papers import SCALES, all_papers
+from frugalvlm.papers import ORIGINS, SCALES, Paper, all_papers, load_paper
 from frugalvlm.paths import project_root, published_dir
 from frugalvlm.pocket.installed import models_dir
 from frugalvlm.pocket.models import IMAGE_TOKEN, SPECS, build_model, build_processor, spec
@@ -37,8 +37,8 @@ from frugalvlm.report.tables import accuracy_table, blueprint_table
 from frugalvlm.report.verdict_table import verdict_table
 from frugalvlm.reproduce.problems import problems_told
 from frugalvlm.runs.records import Record, latest, newest_setting, read_records
-from frugalvlm.verdicts.decision import STATUSES, Verdict
-from frugalvlm.verdicts.verdicts import all_verdicts, verdicts
+from frugalvlm.verdicts.decision import DECIDED, SHARE, STATUSES, UNTESTED, Verdict
+from frugalvlm.verdicts.verdicts import all_verdicts
 
 __all__ = ["BLOCKS", "ReadmeError", "check", "render", "update", "update_all"]
 
@@ -195,7 +195,8 @@ def _blueprint(paper: str) -> Callable[[Path, Mapping[str, str]], str]:
 def _verdicts(paper: str, scale: str) -> Callable[[Path, Mapping[str, str]], str]:
     def block(results: Path, pins: Mapping[str, str]) -> str:
         records = _pinned(results / scale / paper / "records", pins)
-        return verdict_table(verdicts(paper, records, scale)).to_markdown()
+        found = all_verdicts(load_paper(paper), records, scale, results)
+        return verdict_table(found).to_markdown()
 
     return block
 
@@ -258,64 +259,73 @@ def _models(results: Path, pins: Mapping[str, str]) -> str:
     return "\n".join(lines)
 
 
-def _claims(results: Path, pins: Mapping[str, str]) -> str:
-    lines = [
-        f"| paper | scale | {' | '.join(STATUSES)} | page |",
-        f"| --- | --- | {' | '.join('---:' for _ in STATUSES)} | --- |",
-    ]
+def _judged(results: Path) -> Iterator[tuple[Paper, str, list[Verdict]]]:
+    """Published papers and scales with their verdicts."""
     for paper in all_papers():
         for scale in SCALES:
-            if paper.status[scale] != "reproduced":
-                continue
-            made = newest_setting(read_records(results / scale / paper.key / "records"))
-            counts = Counter(v.status for v in all_verdicts(paper, made, scale, results))
+            if paper.status[scale] == "published":
+                made = newest_setting(read_records(results / scale / paper.key / "records"))
+                yield paper, scale, all_verdicts(paper, made, scale, results)
+
+
+def _claims(results: Path, pins: Mapping[str, str]) -> str:
+    """A line per paper, scale and origin of the claims."""
+    lines = [
+        f"| paper | scale | claims | {' | '.join(STATUSES)} | page |",
+        f"| --- | --- | --- | {' | '.join('---:' for _ in STATUSES)} | --- |",
+    ]
+    for paper, scale, found in _judged(results):
+        name = f"results/{scale}/{paper.key}/{paper.key}.ipynb"
+        shown = (results / scale / paper.key / f"{paper.key}.ipynb").is_file()
+        page = f"[notebook]({name})" if shown else "records"
+        for origin in ORIGINS:
+            counts = Counter(v.status for v in found if v.claim.origin == origin)
             cells = " | ".join(str(counts[status] or "") for status in STATUSES)
-            name = f"results/{scale}/{paper.key}/{paper.key}.ipynb"
-            shown = (results / scale / paper.key / f"{paper.key}.ipynb").is_file()
-            page = f"[notebook]({name})" if shown else "records"
-            lines.append(f"| `{paper.key}` | {scale} | {cells} | {page} |")
-    return "\n".join(lines)
+            if counts:
+                lines.append(f"| `{paper.key}` | {scale} | {origin} | {cells} | {page} |")
+    who = "; ".join(f"*{origin}*: made by {what}" for origin, what in ORIGINS.items())
+    return "\n".join([*lines, "", f"{who}."])
 
 
 def _claims_short(results: Path, pins: Mapping[str, str]) -> str:
-    """A line per paper: its own claims, and what this kit adds as controls, counted apart."""
+    """A line per paper: its claims by what they are about, and what this kit adds, apart."""
     lines = [
-        "| paper | claims of the paper | controls of this kit | not testable here |",
-        "| --- | --- | --- | ---: |",
+        "| paper | its claims: accuracy | time and counts | findings | controls of this kit | "
+        "by construction | not tested |",
+        "| --- | --- | --- | --- | --- | ---: | ---: |",
     ]
-    for paper in all_papers():
-        scales = [scale for scale in SCALES if paper.status[scale] == "reproduced"]
-        found = [
-            v
-            for scale in scales
-            for v in all_verdicts(
-                paper, newest_setting(read_records(results / scale / paper.key / "records")),
-                scale, results,
-            )
-        ]  # fmt: skip
-        if not scales:
-            continue
-        decided = {v.claim.id for v in found if v.status in _FOUND}
-        never = {v.claim.id for v in found} - decided
-        own, added = ([v for v in found if (v.claim.origin == "paper") is theirs]
-                      for theirs in (True, False))  # fmt: skip
-        cells = name_of(paper), _tally(own), _tally(added), str(len(never))
-        lines.append(f"| {' | '.join(cells)} |")
+    judged: dict[str, list[Verdict]] = {}
+    for paper, _, found in _judged(results):
+        judged.setdefault(paper.key, []).extend(found)
+    for key, found in judged.items():
+        own = [v for v in found if v.claim.origin == "paper"]
+        tested = {v.claim.id for v in found if v.status not in UNTESTED}
+        cells = [
+            *(
+                _tally(v for v in own if v.claim.about in about)
+                for about in (("accuracy",), ("time", "count"), ("finding",))
+            ),
+            _tally(v for v in found if v.claim.origin == "kit"),
+            str(sum(v.status == "by construction" for v in found)),
+            str(len({v.claim.id for v in found} - tested)),
+        ]
+        lines.append(f"| {' | '.join([name_of(key), *cells])} |")
     note = (
-        "Held: the whole 95 % interval meets the claim, or a weaker form that the claim names. "
-        "Failed: none of it does. Undecided: the interval holds both. A claim that is tested at "
-        "two scales counts twice."
+        "Holds: the whole 95 % interval, corrected over the page by Holm's method, lies within "
+        f"the claim's margin or beyond {100 * SHARE:.0f} % of the paper's effect. In direction: "
+        "only its sign is sure. Refused: none of the interval meets the claim. Undecided: it holds "
+        "both. By construction: identities, which test this kit and not the paper. A claim that is "
+        "tested at two scales counts twice. The models here are small ones trained for this kit: "
+        "what they refuse is refused for them."
     )
     return "\n".join([*lines, "", note])
 
 
-_FOUND = {"reproduced": "held", "same direction": "held weaker", "contradicted": "failed",
-          "not significant": "undecided"}  # fmt: skip
-
-
-def _tally(found: Sequence[Verdict]) -> str:
-    counts = Counter(_FOUND[v.status] for v in found if v.status in _FOUND)
-    return ", ".join(f"{counts[w]} {w}" for w in _FOUND.values() if counts[w]) or NONE_PRINTED
+def _tally(found: Iterable[Verdict]) -> str:
+    counts = Counter(v.status for v in found)
+    words = [s for s in (*DECIDED, "not comparable") if counts[s]]
+    said = [f"{counts[s]} {s.removeprefix('holds ')}" for s in words]
+    return ", ".join(said) or NONE_PRINTED
 
 
 PHENOMENA = {

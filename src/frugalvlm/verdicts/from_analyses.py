@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from frugalvlm.benchmarks.stats import from_sums, share
+from frugalvlm.benchmarks.stats import FEWEST, TOO_FEW, from_sums, share
 from frugalvlm.runs.records import Record, select
 from frugalvlm.verdicts.quantity import (
     Evidence,
     Measured,
     MissingEvidence,
     Quantity,
+    exact,
     from_estimate,
     number,
 )
@@ -39,20 +40,64 @@ def attention_concentration(evidence: Evidence, q: Quantity) -> Measured:
     if len(mass) < 2:
         raise MissingEvidence("an encoder of one layer has no depth")
     value = statistic(mass)
-    low, high = _attention_interval(record, statistic, value)
-    of = "images" if record.get("mass_per_image") else "images, no interval"
-    return Measured(value, low, high, int(record["images"]), of, "all layers are alike")
+    if q["statistic"] in _OVER_LAYERS:
+        reason = f"its sample are the {len(mass)} layers of one tower, which give no interval"
+        return Measured(value, math.nan, math.nan, len(mass), "layers", reason)
+    masses = _per_picture(record)
+    if masses is None or len(masses) < FEWEST:
+        reason = "the record has no pictures apart" if masses is None else TOO_FEW
+        return Measured(value, math.nan, math.nan, int(record["images"]), "images", reason)
+    rng = np.random.default_rng(0)
+    rows = rng.integers(len(masses), size=(2000, len(masses)))
+    draws = np.array([statistic(masses[drawn].mean(0)) for drawn in rows])
+    low, high = (float(x) for x in np.nanquantile(draws, [0.025, 0.975]))
+    return Measured(value, low, high, len(masses), "images", "all layers are alike", draws)
+
+
+def _per_picture(record: Record) -> np.ndarray | None:
+    """Attention mass, [pictures, layers]; None where the record holds the mean alone.
+
+    Old records have a row per question, so each picture stands there several times in a row.
+    """
+    if not record.get("mass_per_image"):
+        return None
+    rows = np.asarray(record["mass_per_image"], dtype=float)
+    new = np.abs(np.diff(rows, axis=0)).max(1) > 1e-6
+    return rows[np.concatenate([[True], new])]
+
+
+def largest_rise(evidence: Evidence, q: Quantity) -> Measured:
+    """The largest step upwards from one entry of a list to the next; counted, so exact."""
+    values = np.asarray(_at(_analysis(evidence, q["analysis"]), q["figure"]), dtype=float)
+    return exact(float(np.diff(values).max()))
 
 
 def finding(evidence: Evidence, q: Quantity) -> Measured:
-    """A figure and its interval, at a dotted path in the newest record of an analysis."""
-    found: Any = _analysis(evidence, q["analysis"])
-    for name in q["figure"].split("."):
+    """A figure and its interval, at a dotted path in the newest record of an analysis.
+
+    With `divided_by` the ratio of two plain numbers, say of two times of one run.
+    """
+    record = _analysis(evidence, q["analysis"])
+    found = _at(record, q["figure"])
+    if not isinstance(found, Mapping):
+        ratio = number(found) / number(_at(record, q["divided_by"]))
+        return Measured(ratio, ratio, ratio, None, "", spread="range")
+    value, low, high = (number(found[k]) for k in ("value", "low", "high"))
+    n = found["n"]
+    if low == high == value and n == 1:
+        return exact(value)
+    if n is not None and n < FEWEST:
+        return Measured(value, math.nan, math.nan, n, "prompts", TOO_FEW)
+    return Measured(value, low, high, n, "prompts", "there is no such token")
+
+
+def _at(record: Record, path: str) -> Any:
+    found: Any = record
+    for name in path.split("."):
         found = found.get(name) if isinstance(found, Mapping) else None
     if found is None:
-        raise MissingEvidence(f"no record of the analysis holds {q['figure']}")
-    value, low, high = (number(found[k]) for k in ("value", "low", "high"))
-    return Measured(value, low, high, found["n"], "prompts", "there is no such token")
+        raise MissingEvidence(f"no record of the analysis holds {path}")
+    return found
 
 
 def attention_shift(evidence: Evidence, q: Quantity) -> Measured:
@@ -67,7 +112,7 @@ def last_layer_share(evidence: Evidence, q: Quantity) -> Measured:
     layers = counts.shape[1]
     last = q.get("last_layers") or round(Fraction(q["last_layers_fraction"]) * layers)
     sums = np.stack([100 * counts[:, layers - last :].sum(1), counts.sum(1)], 1)
-    return replace(from_estimate(from_sums(share, sums)), of="prompts")
+    return replace(from_estimate(from_sums(share, sums, top=100)), of="prompts")
 
 
 def rank_agreement(evidence: Evidence, q: Quantity) -> Measured:
@@ -82,8 +127,10 @@ def rank_agreement(evidence: Evidence, q: Quantity) -> Measured:
     if not tau.shape[1]:
         raise MissingEvidence("a decoder of so few layers has no such pair of neighbours")
     drawn = np.random.default_rng(0).integers(len(tau), size=(1000, len(tau)))
-    low, high = np.quantile(tau[drawn].mean(1).min(-1), [0.025, 0.975])
-    return Measured(float(tau.mean(0).min()), float(low), float(high), len(tau), "prompts")
+    draws = tau[drawn].mean(1).min(-1)
+    low, high = np.quantile(draws, [0.025, 0.975])
+    value = float(tau.mean(0).min())
+    return Measured(value, float(low), float(high), len(tau), "prompts", "", draws)
 
 
 def _analysis(evidence: Evidence, name: str) -> Record:
@@ -100,23 +147,9 @@ def _rank_correlation(mass: np.ndarray) -> float:
     return float(spearmanr(mass, np.arange(len(mass))).statistic)
 
 
+_OVER_LAYERS = {"rank_correlation_with_depth"}  # statistics whose sample are the layers
 _ATTENTION: dict[str, Callable[[np.ndarray], float]] = {
     "rank_correlation_with_depth": _rank_correlation,
     "argmax_layer_from_end": lambda m: float(len(m) - int(np.argmax(m))),
     "last_minus_second_last": lambda m: float(m[-1] - m[-2]),
 }
-
-
-def _attention_interval(
-    record: Record, statistic: Callable[[np.ndarray], float], value: float
-) -> tuple[float, float]:
-    """Bootstrap over pictures where the record has them apart; otherwise the mean alone."""
-    per_image = record.get("mass_per_image")
-    if not per_image:
-        return value, value
-    masses = np.asarray(per_image, dtype=float)
-    rng = np.random.default_rng(0)
-    draws = rng.integers(len(masses), size=(1000, len(masses)))
-    values = [statistic(masses[drawn].mean(0)) for drawn in draws]
-    low, high = np.nanquantile(values, [0.025, 0.975])
-    return float(low), float(high)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
+
+import numpy as np
 
 from frugalvlm.benchmarks.base import Sheet
 from frugalvlm.runs.records import Record, select
+from frugalvlm.verdicts.pairs import fair_side
 from frugalvlm.verdicts.quantity import (
     Evidence,
     Measured,
@@ -41,12 +46,32 @@ def score(evidence: Evidence, q: Quantity) -> Measured:
     return from_estimate(found)
 
 
-def paired_difference(evidence: Evidence, kind: str, a: Quantity, b: Quantity) -> Measured:
-    """Retention or score (`kind`) of side a minus that of side b, on the same pictures."""
+def paired_difference(
+    evidence: Evidence, kind: str, q: Quantity, a: Quantity, b: Quantity
+) -> Measured:
+    """Retention or score (`kind`) of side a minus that of side b, on the same pictures.
+
+    Of two methods whose every score is the same nothing is said about what sets them apart.
+    """
+    if q.get("equal") not in (None, "tokens kept", "nothing"):
+        b = fair_side(evidence, q, a, budget_of(evidence, a), b)
     terms = _terms(evidence, kind, a, 1.0)
     for name, parts in _terms(evidence, kind, b, -1.0).items():
         terms.setdefault(name, []).extend(parts)
-    return from_estimate(contrast(terms))
+    found = from_estimate(contrast(terms))
+    if a["method"] != b["method"] and _same_scores(evidence, a, b):
+        return replace(
+            found, low=math.nan, high=math.nan, draws=None,
+            reason=f"not one of the {found.n:,} scores differs, so the records say nothing about "
+            "what sets the two apart",
+        )  # fmt: skip
+    return found
+
+
+def _same_scores(evidence: Evidence, a: Quantity, b: Quantity) -> bool:
+    budgets = [(side["method"], budget_of(evidence, side)) for side in (a, b)]
+    sheets = [[evidence.scored.sheet(*run, name) for run in budgets] for name in _over(evidence, a)]
+    return all(x and y and np.array_equal(x.correct, y.correct) for x, y in sheets)
 
 
 def left_out(evidence: Evidence, q: Quantity) -> tuple[str, ...]:

@@ -19,16 +19,28 @@ from frugalvlm.verdicts.quantity import (
     wanted,
 )
 
+PROCESSES = 3  # that a time needs for an interval
 _FLOPS_PARTS = {"vision tower": "tower", "tower": "tower", "projector": "projector",
                 "decoder": "decoder", "language model": "decoder",
                 "visual tokens": "visual"}  # fmt: skip
 
 
 def prefill_speedup(evidence: Evidence, q: Quantity) -> Measured:
-    """Prefill time of the untouched model over that with the method, paired by round."""
+    """Prefill time of the untouched model over that with the method, paired by round.
+
+    What the rounds of one run span is a range: another run on another hour lies outside of it more
+    often than an interval may say. With runs of three processes and more it is an interval.
+    """
     speedup = _cost_row(evidence, q, "prefill_speedup")["prefill_speedup"]
     median, low, high = (number(speedup[k]) for k in ("median", "low", "high"))
-    return Measured(median, low, high, speedup.get("n"), "rounds")
+    spread = "interval" if speedup.get("processes", 1) >= PROCESSES else "range"
+    return Measured(median, low, high, speedup.get("n"), "rounds", spread=spread)
+
+
+def memory_ratio(evidence: Evidence, q: Quantity) -> Measured:
+    """Peak memory with the method over that of the untouched model."""
+    row, base = _cost_row(evidence, q, "peak_mib"), _base_row(evidence, q)
+    return exact(row["peak_mib"] / base["peak_mib"])
 
 
 def flops_ratio(evidence: Evidence, q: Quantity) -> Measured:
@@ -59,8 +71,9 @@ def token_count(evidence: Evidence, q: Quantity) -> Measured:
         if row["method"] == q["method"]
         for name in ("tokens_mean", "tokens_after")
     ]
+    crops = q.get("crops", 1) if evidence.scale == "pocket" else 1
     for record in select(evidence.scored.records, method=q["method"]):
-        tokens, asked = record["tokens"], record["request"]["budget"]
+        tokens, asked = record["tokens"], crops * record["request"]["budget"]
         ends = [x for pair in tokens.get("spread") or [] for x in pair]
         errors += [abs(x - asked) for x in (*tokens["per_layer"], *ends)]
     if not errors:

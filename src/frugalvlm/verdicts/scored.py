@@ -186,7 +186,8 @@ def contrast(terms: Mapping[str, Sequence[tuple[float, Sheet]]]) -> Estimate:
     zero = {name: replace(sheet, value=_nothing) for name, sheet in sums.items()}
     mean = stats.mean_difference({name: (sheet, zero[name]) for name, sheet in sums.items()})
     n = len(sums)
-    return replace(mean, value=n * mean.value, low=n * mean.low, high=n * mean.high)
+    found = replace(mean, value=n * mean.value, low=n * mean.low, high=n * mean.high)
+    return found if mean.draws is None else replace(found, draws=n * mean.draws)
 
 
 def pick_run(found: Sequence[Record], method: str, budget: int, total: int | None) -> Record | None:

@@ -183,7 +183,7 @@ def _last(per_item: Sequence[Sequence[int]], layers: int) -> dict[str, Any]:
     """Share of the tokens whose exit is one of the last layers, in %."""
     counts = np.asarray(per_item, dtype=float)
     sums = np.stack([100 * counts[:, counts.shape[1] - layers :].sum(1), counts.sum(1)], 1)
-    found = stats.from_sums(stats.share, sums)
+    found = stats.from_sums(stats.share, sums, top=100)
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
