@@ -1,5 +1,6 @@
 """What the command line prints: readable at 80 columns, closed by five lines."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,13 @@ def said(show, *arguments, width: int = 80) -> list[str]:
     return captured.get().splitlines()
 
 
-def found(**counts: int) -> list[Verdict]:
-    """So many verdicts of each status; an underscore stands for a blank."""
-    claim = load_paper("visionzip").claims[0]
+def found(origin: str = "paper", **counts: int) -> list[Verdict]:
+    """So many verdicts of each status on claims of one origin; an underscore stands for a blank."""
+    claim = replace(load_paper("visionzip").claims[0], origin=origin)
     made = []
     for status, count in counts.items():
         for i in range(count):
-            own = type(claim)(**{**vars(claim), "id": f"{status}-{i}-of-a-rather-long-name"})
+            own = replace(claim, id=f"{status}-{i}-of-a-rather-long-name")
             made.append(Verdict("visionzip", own, "pocket", status.replace("_", " "), ""))
     assert {v.status for v in made} <= set(STATUSES)
     return made
@@ -40,24 +41,31 @@ def test_keys_of_papers_are_whole() -> None:
 @pytest.mark.parametrize("key", ["visionzip", "early_exit", "gsearch", "fastervlm"])
 @pytest.mark.parametrize("many", [0, 1, 12])
 def test_a_reproduction_ends_in_five_lines_at_most(key: str, many: int) -> None:
-    verdicts = found(reproduced=many, same_direction=many, contradicted=many,
-                     not_significant=many, not_testable_here=many)  # fmt: skip
+    verdicts = [
+        *found(holds=many, holds_in_direction=many, refused=many, undecided=many,
+               not_testable=many),
+        *found("kit", holds=many, refused=many), *found("identity", by_construction=many),
+    ]  # fmt: skip
     lines = said(printed.print_closing, load_paper(key), "pocket", verdicts, Path("/x/page.html"))
     assert len(lines) <= 5
     assert max(map(len, lines)) <= 80
-    assert lines[0].endswith(f"at the pocket scale: {4 * many} of {5 * many} claims tested.")
+    assert f", pocket: {4 * many} of {5 * many} claims of the paper tested" in lines[0]
+    assert lines[0].endswith(f", {many} undecided.")
     assert lines[-1] == "Page: /x/page.html"
 
 
 def test_the_closing_names_what_held_and_what_did_not() -> None:
-    verdicts = found(reproduced=2, same_direction=1, contradicted=1, not_significant=5)
+    verdicts = [
+        *found(holds=2, holds_in_direction=1, refused=1, undecided=5),
+        *found("kit", holds=3, refused=1), *found("identity", by_construction=9),
+    ]  # fmt: skip
     lines = said(printed.print_closing, load_paper("sgl"), "pocket", verdicts, None, width=200)
     assert len(lines) == 4
-    assert lines[1].startswith("Held: 2, 1 more in a weaker form (reproduced-0-")
-    assert "same direction".replace(" ", "_") in lines[1]
-    assert lines[2].startswith("Did not hold: 1 (contradicted-0-of-a-rather-long-name)")
-    assert lines[3].startswith("Not decided: 5 (not_significant-0-of-a-rather-long-name")
-    assert " and 1 more)" in lines[3] or " and 2 more)" in lines[3]
+    assert lines[0] == "SGL, pocket: 9 of 9 claims of the paper tested, 5 undecided."
+    assert lines[1].startswith("Held: 2, 1 more in direction (holds-0-")
+    assert "holds_in_direction-0" in lines[1]
+    assert lines[2].startswith("Refused: 1 (refused-0-of-a-rather-long-name)")
+    assert lines[3] == "Controls of this kit: 3 holds, 1 refused"
 
 
 def test_a_page_below_this_folder_is_named_from_here(tmp_path: Path, monkeypatch) -> None:
@@ -68,11 +76,12 @@ def test_a_page_below_this_folder_is_named_from_here(tmp_path: Path, monkeypatch
 
 
 def test_a_summary_of_many_papers_fits(monkeypatch) -> None:
-    every = found(**{status.replace(" ", "_"): 11 for status in STATUSES})
+    every = [*found(**{status.replace(" ", "_"): 11 for status in STATUSES}),
+             *found("kit", holds=3, refused=2, not_measured=1)]  # fmt: skip
     monkeypatch.setattr(printed, "all_verdicts", lambda paper, made, scale: every)
     made = {key: [{}] * 185 for key in ("visionzip", "early_exit", "flashsloth")}
     lines = said(printed.print_summary, made, "pocket", 200.0)
     assert "…" not in "".join(lines)
     (row,) = [line for line in lines if line.startswith("early_exit")]
-    assert row.split() == ["early_exit", "185", *["11"] * len(STATUSES)]
-    assert "early_exit" in row
+    own = ["11"] * 5  # holds, in direction, undecided, refused, not comparable
+    assert row.split() == ["early_exit", "185", *own, "22", "3", "of", "5"]

@@ -10,12 +10,16 @@ from scipy.stats import bootstrap
 from frugalvlm.benchmarks import load_benchmark
 from frugalvlm.benchmarks.base import Sheet, mean_sheet
 from frugalvlm.benchmarks.stats import (
+    FEWEST,
+    from_sums,
     interval,
     mean_difference,
     mean_interval,
     mean_retention,
+    over_trainings,
     paired_difference,
     paired_retention,
+    share,
 )
 
 
@@ -88,8 +92,12 @@ def test_retention_is_a_paired_ratio():
     estimate = paired_retention(sheet(method), sheet(vanilla))
     assert estimate.value == pytest.approx(100 * method.sum() / vanilla.sum())
     assert estimate.low < estimate.value < estimate.high
-    same = paired_retention(sheet(vanilla), sheet(vanilla))
+    itself = sheet(vanilla)
+    same = paired_retention(itself, itself)
     assert (same.value, same.low, same.high) == (100, 100, 100)
+    twin = paired_retention(itself, sheet(vanilla))  # another run that answers alike
+    most = 100 * (1 - 0.025 ** (1 / 300))  # Clopper-Pearson: none of 300 pictures differs
+    assert (twin.value, twin.low) == (100, pytest.approx(100 - most))
     assert (estimate.n_questions, estimate.n_images) == (600, 300)
 
 
@@ -176,19 +184,63 @@ def test_nothing_to_retain_is_nan_and_says_why():
 def test_draws_without_anything_to_retain_are_counted():
     rare = np.zeros((20, 1))
     rare[0] = 1
-    estimate = paired_retention(sheet(rare), sheet(rare))
+    itself = sheet(rare)
+    estimate = paired_retention(itself, itself)
     assert (estimate.value, estimate.low, estimate.high) == (100, 100, 100)
     undefined = int(estimate.reason.split()[0])
     assert undefined / 2000 == pytest.approx((19 / 20) ** 20, abs=0.05)
 
 
-def test_one_picture_gives_a_value_without_an_interval():
-    one = sheet(np.array([[1.0, 0.0]]))
-    for estimate in (interval(one), paired_retention(one, one), mean_retention({"a": (one, one)})):
+@pytest.mark.parametrize("pictures", [1, 9, 10])
+def test_fewer_than_ten_pictures_give_a_value_without_an_interval(pictures: int) -> None:
+    few = sheet(np.array([[1.0, 0.0]] * (pictures - 1) + [[0.0, 0.0]]))
+    other = sheet(np.ones((pictures, 2)))
+    for estimate in (
+        interval(few), paired_retention(few, other), mean_retention({"a": (few, other)}),
+        from_sums(share, few.stats, top=1),
+    ):  # fmt: skip
         assert not math.isnan(estimate.value)
-        assert math.isnan(estimate.low)
-        assert math.isnan(estimate.high)
-        assert "one picture" in estimate.reason
+        assert math.isnan(estimate.low) == math.isnan(estimate.high) == (pictures < FEWEST)
+        assert ("fewer than 10 pictures" in estimate.reason) == (pictures < FEWEST)
+
+
+def test_where_all_pictures_agree_the_interval_is_clopper_and_pearsons() -> None:
+    most = 100 * (1 - 0.025 ** (1 / 40))  # what 0 of 40 does not exclude
+    for every, low, high in ((1.0, 100 - most, 100), (0.0, 0, most)):
+        estimate = interval(sheet(np.full((40, 3), every)))
+        assert (estimate.low, estimate.high) == (pytest.approx(low), pytest.approx(high))
+        sums = np.stack([np.full(40, 300 * every), np.full(40, 3.0)], 1)
+        shared = from_sums(share, sums, top=100)
+        assert (shared.low, shared.high) == (pytest.approx(low), pytest.approx(high))
+    apart = paired_difference(sheet(np.full((40, 3), 0.0)), sheet(np.full((40, 3), 0.0)))
+    assert (apart.low, apart.high) == (pytest.approx(-most), pytest.approx(most))
+
+
+def test_trainings_are_drawn_as_well_as_pictures() -> None:
+    """Models that differ by 10 points: the interval is theirs, not that of the pictures."""
+    rng = np.random.default_rng(11)
+    alike = [interval(sheet(flips(rng, 0.7, 400, 1))) for _ in range(3)]
+    assert over_trainings(alike[:1]) == alike[0]
+    together = over_trainings(alike)
+    assert together.value == pytest.approx(np.mean([e.value for e in alike]))
+    assert together.trainings == 3
+    apart = over_trainings([interval(sheet(flips(rng, p, 400, 1))) for p in (0.6, 0.7, 0.8)])
+    assert width(apart) > 1.8 * width(together)
+    assert apart.low < apart.value < apart.high
+
+
+def test_intervals_over_trainings_cover_new_ones_better_than_those_of_one() -> None:
+    """Truth 60; a training moves it by 4 points, which its pictures cannot tell."""
+    rng = np.random.default_rng(12)
+    one = many = 0
+    for i in range(200):
+        truths = 0.6 + 0.04 * rng.normal(size=3)
+        found = [interval(sheet(flips(rng, p, 300, 1)), 400, seed=i) for p in truths]
+        joined = over_trainings(found, seed=i)
+        one += found[0].low <= 60 <= found[0].high
+        many += joined.low <= 60 <= joined.high
+    assert one / 200 < 0.85
+    assert many / 200 > 0.88
 
 
 def test_different_questions_are_refused():

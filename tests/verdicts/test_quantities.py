@@ -31,6 +31,8 @@ ASKED = {
     "attention_shift": {"by": "text"},
     "rank_agreement": {"statistic": "min_over_layers"},
     "last_layer_share": {"last_layers": 1},
+    "memory_ratio": {"method": "sgl"},
+    "largest_rise": {"analysis": "search", "figure": "rates"},
     "finding": {"analysis": "depth", "figure": "a.b"},
 }
 

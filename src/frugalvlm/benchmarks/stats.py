@@ -248,6 +248,7 @@ def _paired(
     weights = _weights(len(a.image_ids), resamples, seed)
     value = float(combine(a.headline, b.headline))
     draws = combine(_draws(a, weights), _draws(b, weights))
+    ends = (value, value) if a is b else ends  # nothing differs from itself
     return _estimate(value, draws, [a], level, scale=scale, ends=ends)
 
 
@@ -271,8 +272,10 @@ def _mean(
     zero = [name for name, value in zip(pairs, values, strict=True) if math.isnan(value)]
     where = f" on {', '.join(zero)}" if zero else ""
     sheets = [a for a, _ in pairs.values()]
-    mean = np.mean(draws, axis=0)
-    return _estimate(float(np.mean(values)), mean, sheets, level, where, scale=100.0, ends=ends)
+    value, mean = float(np.mean(values)), np.mean(draws, axis=0)
+    if all(a is b for a, b in pairs.values()):  # nothing differs from itself
+        ends = value, value
+    return _estimate(value, mean, sheets, level, where, scale=100.0, ends=ends)
 
 
 def _same_questions(a: Sheet, b: Sheet, name: str = "") -> None:
@@ -307,10 +310,11 @@ def _estimate(
         reason = f"the untouched model scores zero{where}, so there is nothing to retain"
     elif min(len(s.image_ids) for s in sheets) < FEWEST:
         reason = TOO_FEW
-    elif np.ptp(defined) < 1e-9 * scale:
-        low, high = _unanimous(value, n_images, level, scale, ends)
     else:
-        low, high = _quantiles(defined, level)
+        alike = np.ptp(defined) < 1e-9 * scale
+        low, high = (
+            _unanimous(value, n_images, level, scale, ends) if alike else _quantiles(defined, level)
+        )
         if defined.size < draws.size:
             reason = f"{draws.size - defined.size} of {draws.size} draws are undefined"
     return Estimate(value, low, high, n_questions, n_images, reason, draws)

@@ -66,7 +66,7 @@ def print_closing(
     directed = ids["holds in direction"]
     held = f"{len(ids['holds'])}" + (f", {len(directed)} more in direction" * bool(directed))
     lines = [
-        f"{name_of(paper)}, {scale} scale: {tested} of {len(own)} claims of the paper tested, "
+        f"{name_of(paper)}, {scale}: {tested} of {len(own)} claims of the paper tested, "
         f"{len(ids['undecided'])} undecided.",
         _listed(f"Held: {held}", [*ids["holds"], *directed], console.width),
         _listed(f"Refused: {len(ids['refused'])}", ids["refused"], console.width),
