@@ -218,6 +218,19 @@ def test_seeds_of_the_rows_lie_in_their_range_with_room_to_spare(id):
         assert per_question * MAX_QUESTIONS < SEEDS_PER_SPLIT
 
 
+def test_a_second_test_set_asks_about_other_scenes_of_the_same_scans(id):
+    benchmark = load_benchmark(id)
+    again = benchmark.dataset("replication", 30)
+    assert not {*again["scene_seed"]} & {r["scene_seed"] for r in rows(id, "test")}
+    assert not {*again["image_id"]} & {r["image_id"] for r in rows(id, "test")}
+    scenes = [make_scene("test", seed) for seed in {*again["scene_seed"]}]
+    used = {t.scan for scene in scenes for t in scene.things if t.is_digit}
+    assert used <= {*np.concatenate(list(scan_split()["test"].values())).tolist()}
+    start = benchmark.first_seed + SEEDS_PER_SPLIT
+    assert min(again["scene_seed"]) >= start + SEEDS_PER_SPLIT // 2
+    assert max(again["scene_seed"]) < start + SEEDS_PER_SPLIT
+
+
 def test_no_scan_is_in_two_splits(id):
     used = {}
     for split in EVAL_SPLITS:

@@ -53,26 +53,31 @@ DESCRIPTIONS: dict[str, tuple[Callable[[bytes], bytes], int | str, str]] = {
     "two documents": (lambda b: b + b"---\nkey: x\n", "---", "no YAML"),
     "an unknown field": (replaced("venue:", "venu:"), 6, "did you mean 'venue'?"),
     "one in a claim": (
-        replaced("  threshold: 97.7", "  treshold: 97.7"), "  treshold", "did you mean 'threshold'?",
+        replaced("  threshold: 97.7", "  treshold: 97.7"),
+        "  treshold", "did you mean 'threshold'?",
     ),
     "one in a budget": (
-        replaced("paper_tokens: 128,", "tokens: 128,"), "    - {tokens: 128", "models[0].budgets[1] has no",
+        replaced("paper_tokens: 128,", "tokens: 128,"),
+        "    - {tokens: 128", "models[0].budgets[1] has no",
     ),
     "a field of the reader": (replaced("year: 2024", "year: 2024\nfolder: /"), 8, "no field 'fold"),
     "a field twice": (replaced("year: 2024", "year: 2024\nyear: 2025"), 8, "in line 7 already"),
     "another key": (replaced("key: visionzip", "key: zip"), 1, "describes 'zip', not 'visionzip'"),
     "a claim twice": (
-        replaced("id: retention-third", "id: retention-ninth"), "- id: retention-ninth", "stands twice in claims",
+        replaced("id: retention-third", "id: retention-ninth"),
+        "- id: retention-ninth", "stands twice in claims",
     ),
     "a layout twice": (
         replaced("- id: efficiency", "- id: table1"), "- id: table1", "stands twice in tables",
     ),
     "a method twice": (
         replaced("- {method: random, label: random, note", "- {method: uniform, label: r, note"),
-        "  - {method: uniform, label: uniform", "layout table1: the method 'uniform' stands twice in rows",
+        "  - {method: uniform, label: uniform",
+        "layout table1: the method 'uniform' stands twice in rows",
     ),
     "text for a number": (
-        replaced("threshold: 97.7", "threshold: much"), "  threshold: much", 'must be a number, not "much"',
+        replaced("threshold: 97.7", "threshold: much"),
+        "  threshold: much", 'must be a number, not "much"',
     ),
     "a number as text": (replaced("year: 2024", "year: '2024'"), 7, "must be a whole number"),
     "text as a number": (replaced('"2412.04467"', "2412.04467"), 4, "numbers in quotes"),
@@ -80,7 +85,8 @@ DESCRIPTIONS: dict[str, tuple[Callable[[bytes], bytes], int | str, str]] = {
         replaced("threshold: 97.7", "threshold: .nan"), "  threshold: .nan", "a finite number",
     ),
     "no quantity": (
-        replaced("kind: retention,", "kid: retention,"), "  quantity: {kid", "None is none of retent",
+        replaced("kind: retention,", "kid: retention,"),
+        "  quantity: {kid", "None is none of retent",
     ),
     "itself": (replaced("[encoder reducer]", "&a [*a]"), 1, "simplify it"),
     "code": (replaced("year: 2024", "year: !!python/object:os.x y"), 1, "simplify it"),

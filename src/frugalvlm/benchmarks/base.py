@@ -2,8 +2,9 @@
 
 A benchmark is data: two functions (what to ask about a scene, how to score the answers) and a few
 numbers. Its pictures come from development or test scans that training never saw; its scene seeds
-are its own (`first_seed`, with the upper half of a million kept for the test split), and those of
-training start at a hundred million.
+are its own (`first_seed`, with the upper half of a million kept for what is reported), and those of
+training start at a hundred million. The split "replication" is a second test set: other scenes of
+the test scans, for asking whether a finding comes again.
 """
 
 from __future__ import annotations
@@ -21,9 +22,13 @@ from datasets import Dataset, Features, Image, List, Value
 from frugalvlm.pocket.questions import Question
 from frugalvlm.pocket.scenes import IMAGE_SIZE, make_scene
 
-EvalSplit = Literal["dev", "test"]
-EVAL_SPLITS: tuple[EvalSplit, ...] = ("dev", "test")
+EvalSplit = Literal["dev", "test", "replication"]
+EVAL_SPLITS: tuple[EvalSplit, ...] = ("dev", "test")  # those with scans of their own
 SEEDS_PER_SPLIT = 500_000
+# Behind a benchmark's `first_seed`; "replication" shares no scene with 50,000 test questions.
+SEEDS_OF: Mapping[EvalSplit, int] = {
+    "dev": 0, "test": SEEDS_PER_SPLIT, "replication": SEEDS_PER_SPLIT + SEEDS_PER_SPLIT // 2,
+}  # fmt: skip
 MAX_QUESTIONS = 100_000  # so that no benchmark runs into the seeds of the next one
 
 Row = Mapping[str, Any]
@@ -132,21 +137,23 @@ class Benchmark:
         """The first `n` questions of a split, in memory: the same ones on every machine.
 
         Args:
-            split: "dev" (to choose anything with) or "test" (to report).
+            split: "dev" (to choose anything with), "test" (to report), or "replication" (to see
+                whether it comes again).
             n: number of questions, rounded up so that no picture loses some of its questions.
 
         Raises:
             ValueError: for another split, or `n` outside 1..100,000.
         """
-        if split not in EVAL_SPLITS:
-            raise ValueError(f"Unknown split '{split}': dev or test.")
+        if split not in SEEDS_OF:
+            raise ValueError(f"Unknown split '{split}': dev or test, or replication.")
         if not 1 <= n <= MAX_QUESTIONS:
             raise ValueError(f"n must be 1 to {MAX_QUESTIONS}, got {n}.")
         images = -(-n // self.per_image)
         columns: dict[str, list] = {name: [] for name in self.features}
-        seeds = count(self.first_seed + SEEDS_PER_SPLIT * EVAL_SPLITS.index(split))
+        seeds = count(self.first_seed + SEEDS_OF[split])
+        scans: EvalSplit = "dev" if split == "dev" else "test"
         for number in range(images):
-            scene, asked = self._next(split, seeds, number)
+            scene, asked = self._next(scans, seeds, number)
             image_id = f"{self.id}-{split}-{number:05d}"
             pictures = self._pictures(scene)  # encoded once, not once per row
             for i, (category, question) in enumerate(asked):

@@ -218,7 +218,10 @@ def check_sizes(n: Any, split: Any, **counts: Any) -> None:
     if n > MAX_QUESTIONS:
         raise RequestError(f"n must be 1 to {MAX_QUESTIONS}, got {n}.")
     if split not in get_args(EvalSplit):
-        raise RequestError(f"Unknown split {split!r}: dev (to choose with) or test (to report).")
+        raise RequestError(
+            f"Unknown split {split!r}: dev (to choose with) or test (to report), "
+            "or replication (to report again)."
+        )
 
 
 # -- budgets --------------------------------------------------------------------------------------

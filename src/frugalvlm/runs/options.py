@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from frugalvlm.benchmarks import ALL_BENCHMARKS
-from frugalvlm.benchmarks.base import MAX_QUESTIONS
+from frugalvlm.benchmarks.base import MAX_QUESTIONS, EvalSplit
 from frugalvlm.checks import (
     OptionError,
     check_name,
@@ -25,6 +25,7 @@ from frugalvlm.runs.setting import Setting
 POCKET_MODEL = "pocket-llava-base"
 GUIDE_MODEL = "pocket-llava-small"
 QUESTIONS = 300  # per benchmark, at the pocket scale; what is published was asked as many
+REPORTED: tuple[EvalSplit, ...] = ("test", "replication")  # dev is for choosing
 ROUNDS, WINDOW_S = 9, 1.0  # of cost measurements that go with as many questions
 
 
@@ -55,6 +56,8 @@ class Options:
         energy_window_s: length of a modelled energy window in seconds, per method.
         guide: small model of the methods that need one: name, folder or Hub id.
         since: with `force`, records made from this moment on count all the same.
+        split: which questions: "test", or "replication" for a second set of them, whose verdicts
+            stand beside the others.
 
     Raises:
         OptionError: for a value that an option cannot have, before anything is computed.
@@ -71,6 +74,7 @@ class Options:
     energy_window_s: float = WINDOW_S
     guide: str = GUIDE_MODEL
     since: datetime | None = None
+    split: EvalSplit = "test"
 
     def __post_init__(self) -> None:
         for name, value in _checked(self).items():
@@ -90,6 +94,8 @@ def _checked(options: Options) -> dict[str, Any]:
         "repeats": check_whole("repeats", options.repeats, 2),
         "energy_window_s": check_number("energy_window_s", options.energy_window_s),
     }
+    if options.split not in REPORTED:
+        raise OptionError(f"split is {' or '.join(REPORTED)}; got {options.split!r}.")
     if options.benchmarks is not None:
         checked["benchmarks"] = check_names("benchmarks", options.benchmarks, ALL_BENCHMARKS)
     if options.budgets is not None:
@@ -118,6 +124,8 @@ def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -
         weights: hash of the model's weights.
         beside: folder of another table than the main one, in the paper's own.
     """
+    if options.split != "test":  # a second set of questions, of the main table as of others
+        beside = f"{options.split}/{beside}" if beside else options.split
     own, *published = [folder / beside / "records" for folder in folders_of(key, "pocket")]
     clear_left_over(own)
     others = [
@@ -131,6 +139,7 @@ def pocket_setting(key: str, options: Options, weights: str, beside: str = "") -
         model_name=options.model,
         model_hash=weights,
         folder=own,
+        split=options.split,
         n=options.n,
         device=options.device,
         force=options.force,
