@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,26 +173,35 @@ def test_the_short_table_holds_means_and_the_papers_own(results: Path) -> None:
 def test_claims_are_counted_apart_from_the_kits_own_controls() -> None:
     made = readme.render(text("claims-short"))
     head, _, *rows = _rows(made)
-    assert head == ["paper", "claims of the paper", "controls of this kit", "not testable here"]
+    assert head == [
+        "paper", "its claims: accuracy", "time and counts", "findings", "controls of this kit",
+        "by construction", "not tested",
+    ]  # fmt: skip
     assert len(rows) <= 13
     shown = {row[0]: row[1:] for row in rows}
-    results, words = readme.project_root() / "results", {
-        "reproduced": "held", "same direction": "held weaker", "contradicted": "failed",
-        "not significant": "undecided",
+    results = readme.project_root() / "results"
+    words = {
+        "holds": "holds", "holds in direction": "in direction", "undecided": "undecided",
+        "refused": "refused", "not comparable": "not comparable",
     }  # fmt: skip
     paper, found = load_paper("visionzip"), []
     for scale in ("pocket", "blueprint"):
         folder = results / scale / "visionzip" / "records"
         made_here = records.newest_setting(records.read_records(folder))
         found += all_verdicts(paper, made_here, scale, results)
-    for cell, origin in zip(shown["VisionZip"], ("paper", "kit"), strict=False):
+    columns = [("paper", ("accuracy",)), ("paper", ("time", "count")), ("paper", ("finding",)),
+               ("kit", ("accuracy", "time", "count", "finding"))]  # fmt: skip
+    for cell, (origin, about) in zip(shown["VisionZip"], columns, strict=False):
         counts = Counter(v.status for v in found
-                         if (v.claim.origin == "paper") == (origin == "paper"))  # fmt: skip
+                         if v.claim.origin == origin and v.claim.about in about)  # fmt: skip
         expected = [f"{counts[s]} {words[s]}" for s in words if counts[s]]
         assert cell == ", ".join(expected)
+    identities = [v for v in found if v.status == "by construction"]
+    assert {v.claim.origin for v in identities} == {"identity"}
+    assert shown["VisionZip"][4] == str(len(identities))
     ids = {v.claim.id for v in found}
-    tested = {v.claim.id for v in found if v.status in words}
-    assert shown["VisionZip"][2] == str(len(ids - tested))
+    tested = {v.claim.id for v in found if not v.status.startswith(("not testable", "not meas"))}
+    assert shown["VisionZip"][5] == str(len(ids - tested))
 
 
 def test_an_unknown_block_lists_the_known_ones(tmp_path: Path) -> None:
@@ -236,32 +246,38 @@ def test_models_are_listed_with_their_own_scores(tmp_path: Path) -> None:
 
 def test_claims_are_counted_for_published_papers_only(results: Path, monkeypatch) -> None:
     made = readme.render(text("claims"), results)
-    row = next(line for line in made.splitlines() if line.startswith("| `visionzip` | pocket"))
+    rows = [line for line in made.splitlines() if line.startswith("| `visionzip` | pocket")]
     record_folder = results / "pocket" / "visionzip" / "records"
     paper = load_paper("visionzip")
     newest = records.newest_setting(records.read_records(record_folder))
-    counts = Counter(v.status for v in verdicts(paper, newest, "pocket"))
-    assert [int(c.strip() or 0) for c in row.split("|")[3:-2]] == [counts[s] for s in STATUSES]
+    assert [row.split(" | ")[2] for row in rows] == ["paper", "kit", "identity"]
+    for row in rows:
+        counts = Counter(v.status for v in verdicts(paper, newest, "pocket")
+                         if v.claim.origin == row.split(" | ")[2])  # fmt: skip
+        assert [int(c.strip() or 0) for c in row.split("|")[4:-2]] == [counts[s] for s in STATUSES]
     assert "`vlsi`" not in made
 
 
 def test_claims_about_another_model_are_judged_by_its_own_folder(make, tmp_path) -> None:
     """The record of another model answers a claim that the paper's own records leave open."""
     paper = load_paper("fastervlm")
+    text_claim = paper.claim("text-spared-at-half")
+    tiles = {**text_claim.quantity, "pocket_model": "pocket-llava-hd"}
+    paper = replace(paper, claims=(replace(text_claim, id="tiles", quantity=tiles), text_claim))
     data = load_benchmark("pocket-textvqa").dataset("test", 12)
     rows = list(data.remove_columns("image"))
-    own, other = tmp_path / "pocket/fastervlm/records", tmp_path / "pocket/fastervlm/other/records"
-    for folder, pairs in (
-        (own, [("vanilla", 144)]),
-        (other, [("vanilla", 144), ("fastervlm", 72)]),
+    folder = tmp_path / "pocket/fastervlm"
+    own, other = folder / "records", folder / "pocket-llava-hd/records"
+    for place, pairs, model in (
+        (own, [("vanilla", 144)], "pocket-llava-base"),
+        (other, [("vanilla", 144), ("fastervlm", 72)], "pocket-llava-hd"),
     ):
         for method, budget in pairs:
-            record = make.accuracy(method, budget, "pocket-textvqa", rows=rows, n=12)
-            records.write(folder / f"{method}.json", record)
+            record = make.accuracy(
+                method, budget, "pocket-textvqa", rows=rows, n=12, model=model
+            )  # fmt: skip
+            records.write(place / f"{method}.json", record)
     alone = verdicts(paper, records.read_records(own), "pocket")
+    assert [v.status for v in alone] == ["not measured"] * 2
     judged = all_verdicts(paper, records.read_records(own), "pocket", tmp_path)
-    assert [v.claim.id for v in judged] == [v.claim.id for v in alone]
-    apart = verdicts(paper, records.read_records(other), "pocket")
-    expected = {v.claim.id: v.status for v in apart if v.value is not None}
-    assert "text-spared-at-half" in expected
-    assert {v.claim.id: v.status for v in judged if v.value is not None} == expected
+    assert [v.value for v in judged] == [100, None]

@@ -51,7 +51,7 @@ def accuracy_table(comparison: Comparison) -> Table:
 
 
 def ranking_table(comparison: Comparison) -> Table:
-    """Per paper and budget: the order, and which part of it is not significant."""
+    """Per paper and budget: the order, and which part of it may be chance."""
     blocks, data = [], []
     for (paper, budget), runs in comparison.blocks().items():
         ranked = rank(
@@ -81,7 +81,7 @@ def ranking_table(comparison: Comparison) -> Table:
             )
         )  # fmt: skip
     return Table(
-        title="Ranking by mean retention, with what is not significant",
+        title="Ranking by mean retention, with what is not told apart",
         headers=("", "method", "tokens\nasked/mean", "FLOPs\n%", "mean\nretention",
                  "behind the best\n[95 % interval]", "p (Holm)", "same letter:\nnot told apart"),
         blocks=tuple(blocks),
