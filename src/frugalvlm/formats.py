@@ -9,12 +9,18 @@ NONE_PRINTED = "–"
 
 
 def plus_minus(value: float, low: float | None, high: float | None, digits: int) -> str:
-    """A value with half the width of its interval, if it has one."""
+    """A value with half the width of its interval, if it has one.
+
+    Where that would reach below 0 and the interval does not, the interval itself.
+    """
     if _missing(value):
         return "undefined"
     if low is None or high is None or _missing(low) or _missing(high):
         return f"{value:.{digits}f}"
-    return f"{value:.{digits}f} ±{(high - low) / 2:.{digits}f}"
+    half = (high - low) / 2
+    if value - half < 0 <= low:
+        return f"{value:.{digits}f} {between(low, high, digits)}"
+    return f"{value:.{digits}f} ±{half:.{digits}f}"
 
 
 def between(low: float | None, high: float | None, digits: int) -> str:
