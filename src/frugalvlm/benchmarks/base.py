@@ -23,7 +23,8 @@ from frugalvlm.pocket.questions import Question
 from frugalvlm.pocket.scenes import IMAGE_SIZE, make_scene
 
 EvalSplit = Literal["dev", "test", "replication"]
-EVAL_SPLITS: tuple[EvalSplit, ...] = ("dev", "test")  # those with scans of their own
+Scans = Literal["dev", "test"]  # those with scans of their own; replication has those of test
+EVAL_SPLITS: tuple[Scans, ...] = ("dev", "test")
 SEEDS_PER_SPLIT = 500_000
 # Behind a benchmark's `first_seed`; "replication" shares no scene with 50,000 test questions.
 SEEDS_OF: Mapping[EvalSplit, int] = {
@@ -151,7 +152,7 @@ class Benchmark:
         images = -(-n // self.per_image)
         columns: dict[str, list] = {name: [] for name in self.features}
         seeds = count(self.first_seed + SEEDS_OF[split])
-        scans: EvalSplit = "dev" if split == "dev" else "test"
+        scans: Scans = "dev" if split == "dev" else "test"
         for number in range(images):
             scene, asked = self._next(scans, seeds, number)
             image_id = f"{self.id}-{split}-{number:05d}"
@@ -171,7 +172,7 @@ class Benchmark:
                     columns[name].append(value)
         return Dataset.from_dict(columns, features=self.features)
 
-    def make(self, split: EvalSplit, seed: int) -> Any:
+    def make(self, split: Scans, seed: int) -> Any:
         """What is asked about: the scene (or clip) of a seed."""
         return make_scene(split, seed, side=self.side)
 
@@ -179,7 +180,7 @@ class Benchmark:
         """The columns that hold its pictures."""
         return {"image": png(scene.image())}
 
-    def _next(self, split: EvalSplit, seeds: count[int], number: int) -> tuple[Any, Asked]:
+    def _next(self, split: Scans, seeds: count[int], number: int) -> tuple[Any, Asked]:
         """The next scene that can be asked what picture `number` has to ask."""
         while True:
             scene = self.make(split, next(seeds))

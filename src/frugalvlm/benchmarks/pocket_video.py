@@ -17,8 +17,8 @@ from frugalvlm.benchmarks.base import (
     FEATURES,
     Asked,
     Benchmark,
-    EvalSplit,
     Row,
+    Scans,
     Sheet,
     ask_for,
     mean_sheet,
@@ -39,7 +39,7 @@ class VideoBenchmark(Benchmark):
          for k, v in FEATURES.items()}
     )  # fmt: skip
 
-    def make(self, split: EvalSplit, seed: int) -> Clip:
+    def make(self, split: Scans, seed: int) -> Clip:
         """The clip of a seed."""
         return make_clip(split, seed)
 

@@ -18,8 +18,8 @@ from frugalvlm.benchmarks.base import (
     Asked,
     Asker,
     Benchmark,
-    EvalSplit,
     Row,
+    Scans,
     Sheet,
     category_accuracy,
     mean_sheet,
@@ -41,7 +41,7 @@ class SecondBenchmark(Benchmark):
 
     printed: bool = False
 
-    def make(self, split: EvalSplit, seed: int) -> SecondScene:
+    def make(self, split: Scans, seed: int) -> SecondScene:
         """The scene of a seed."""
         return make_scene(split, seed, printed=self.printed)
 
