@@ -24,8 +24,8 @@ from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.formats import NONE_PRINTED, between, plus_minus
 from frugalvlm.hosts import host_for
 from frugalvlm.loading import load_vlm, model_hash
-from frugalvlm.methods import Vanilla
-from frugalvlm.probes.controls import Blank, blanked, oracle_for
+from frugalvlm.methods import Blank, Vanilla
+from frugalvlm.probes.controls import oracle_for
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs.accuracy import accuracy_run
 from frugalvlm.runs.layout import budgeted
@@ -101,7 +101,7 @@ def run(
         go = partial(accuracy_run, setting, model, benchmark, reporter=reporter)
         with tower_once(model):
             made.append(go(batches=batches, method=Vanilla(), budget=shape.patches))
-            made.append(go(batches=blanked(batches), method=Blank(), budget=shape.patches))
+            made.append(go(batches=batches, method=Blank(), budget=shape.patches))
             for budget in budgets:
                 for key in CHOICES:
                     method = budgeted(key, budget, shape.patches)
