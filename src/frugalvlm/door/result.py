@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from frugalvlm.door import show
 from frugalvlm.door.request import BASELINE, Line
 from frugalvlm.door.rows import Answered, Questions
-from frugalvlm.report.display import Table
+from frugalvlm.report.display import TERMINAL, Table
 from frugalvlm.runs.records import Record
 from frugalvlm.verdicts.guard import Guard
 from frugalvlm.verdicts.scored import Scored
@@ -148,7 +148,7 @@ class ComparisonResult:
         return self.table.to_rich()
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=120, force_terminal=False)
+        console = Console(file=StringIO(), width=TERMINAL, force_terminal=False)
         console.print(self.table)
         return console.file.getvalue()  # type: ignore[attr-defined]
 

@@ -43,8 +43,8 @@ METHODS: dict[str, type[Method]] = {
         SparseVLM, SparseVLMRank, SGL,
     )
 }  # fmt: skip
-# What papers compare with themselves, in ablations and as controls: known by name like a method, but
-# without a budget that they keep, or no methods of their own.
+# What papers compare with themselves, in ablations and as controls: known by name, but no methods
+# of their own, or without a budget that they keep.
 VARIANTS: dict[str, type[Method]] = {
     kind.key: kind
     for kind in (

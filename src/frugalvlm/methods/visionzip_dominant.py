@@ -1,7 +1,7 @@
 """VisionZip without contextual tokens: the whole budget goes to dominant ones.
 
-An ablation: against VisionZip at the same budget it says what the merged tokens are worth. FasterVLM
-does not, for it keeps patches only and no [CLS] token.
+An ablation: against VisionZip at the same budget it says what the merged tokens are worth.
+FasterVLM does not, for it keeps patches only and no [CLS] token.
 
 Paper: Yang et al., arXiv:2412.04467, section 3.1 (dominant tokens alone). Code read:
 dvlab-research/VisionZip at 3151f6d.

@@ -193,10 +193,13 @@ class Comparison:
             layout = paper.pocket_table
             if layout is None or paper.status["pocket"] == "planned":
                 continue
+            total = layout.model.pocket_tokens
             cells = {
-                (paper.key, row.method, budget.pocket_tokens, column.id)
-                for row in layout.rows if row.method != layout.baseline
-                for budget in layout.budgets if budget.pocket_tokens
+                (paper.key, row.method, tokens, column.id)
+                for row, budget in layout.lines() if row.method != layout.baseline
+                for tokens in [budget.pocket_tokens if budget else total]
+                for tokens in [0 if row.once == "none" else tokens]
+                if tokens is not None
                 for column in layout.columns
             }  # fmt: skip
             gaps = cells - have
