@@ -297,7 +297,7 @@ class Row(_Described):
             block.
         at: the budgets, by their paper_tokens, in whose blocks it stands; none: in all.
         values: of the method's own parameters, one for each budget of the layout, where they do
-            not follow from it.
+            not follow from it; of `kept_tokens` shares of all visual tokens.
         control: whether it stands among the controls; kinds that are controls always do.
         note: what a reader should know.
     """
@@ -311,7 +311,7 @@ class Row(_Described):
     settings: tuple[str | None, ...] = ()
     once: str | None = None
     at: tuple[int, ...] = ()
-    values: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    values: Mapping[str, tuple[int | float, ...]] = field(default_factory=dict)
     control: bool = False
     note: str = ""
 

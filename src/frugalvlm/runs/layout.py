@@ -158,7 +158,10 @@ def planned(table: Table, row: Row, budget: Budget | None, tokens: int, shape: S
     if not row.values or budget is None:
         return method
     place = [b for model in table.models for b in model.budgets].index(budget)
-    return replace(method, **{name: values[place] for name, values in row.values.items()})
+    own = {name: values[place] for name, values in row.values.items()}
+    if "kept_tokens" in own:
+        own["kept_tokens"] = max(1, round(own["kept_tokens"] * shape.patches))
+    return replace(method, **own)
 
 
 def budgeted(key: str, budget: int | None, total: int) -> Method:
