@@ -55,8 +55,9 @@ VARIANTS: dict[str, type[Method]] = {
 }  # fmt: skip
 # What bounds a choice of tokens and chooses nothing itself, or not by what the picture shows.
 # Tables show these apart; they are ranked with no method.
+WITHOUT_BUDGET: tuple[str, ...] = ("blank", "no_image", "no_image_after")
 CONTROLS: tuple[str, ...] = (
-    "blank", "no_image", "no_image_after", "random", "uniform", "avgpool", "downsample",
+    *WITHOUT_BUDGET, "random", "uniform", "avgpool", "downsample",
     "random_fastv", "random_pyramiddrop", "random_gsearch", "random_sparsevlm", "random_aim",
     "random_sgl",
 )  # fmt: skip
@@ -66,7 +67,7 @@ KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to d
 for _kind in (*METHODS.values(), *VARIANTS.values()):
     _kind.__doc__ = inspect.getdoc(_kind)
 
-__all__ = ["CONTROLS", "METHODS", "VARIANTS", "Composed", "method_class"]
+__all__ = ["CONTROLS", "METHODS", "VARIANTS", "WITHOUT_BUDGET", "Composed", "method_class"]
 __all__ += [kind.__name__ for kind in (*METHODS.values(), *VARIANTS.values(), *KINDS)]
 
 

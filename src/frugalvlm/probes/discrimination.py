@@ -295,7 +295,7 @@ def _sentence(frame: pd.DataFrame, goal: Goal) -> str:
     enough = at[at["over_random"] >= goal.points]
     surely = int((at["over_low"] >= goal.points).sum())
     each = ", ".join(
-        f"{name.removeprefix('pocket-')} {over:+.1f} {between(low, high, 1)}"
+        f"{name} {over:+.1f} {between(low, high, 1)}"
         for name, over, low, high in at[
             ["benchmark", "over_random", "over_low", "over_high"]
         ].itertuples(index=False)
@@ -323,4 +323,4 @@ def _row(label: str, found: pd.DataFrame, names: list[str], columns: tuple[str, 
 
 def _headers(frame: pd.DataFrame, names: list[str]) -> list[str]:
     counts = frame.groupby("benchmark")["n"].max()
-    return [f"{name.removeprefix('pocket-')}\nn={counts[name]}" for name in names]
+    return [f"{name.replace('-', '-' + chr(10), 1)}\nn={counts[name]}" for name in names]

@@ -22,6 +22,7 @@ import pandas as pd
 
 from frugalvlm.digest import request_hash
 from frugalvlm.loading import model_hash
+from frugalvlm.methods import CONTROLS
 from frugalvlm.papers import all_papers
 from frugalvlm.paths import notebooks_dir, result_file, results_places, work_dir
 from frugalvlm.pocket.installed import WeightsError
@@ -289,9 +290,14 @@ class Comparison:
         return frame.sort_values(["flops", "mean"], ascending=[True, False], ignore_index=True)
 
     def blocks(self) -> dict[tuple[str, int], list[Run]]:
-        """By paper and its budget the runs on the whole suite, best first; one run is no block."""
+        """By paper and its budget the runs on the whole suite, best first; one run is no block.
+
+        Methods only: controls are no rivals in a ranking.
+        """
         found: dict[tuple[str, int], list[Run]] = {}
         for run in self.whole:
+            if run.key in CONTROLS:
+                continue
             for paper in run.papers:
                 found.setdefault((paper, run.budget), []).append(run)
         names = [paper.key for paper in all_papers()]
