@@ -293,8 +293,8 @@ def test_results_for_documents(tiny, own, tmp_path):
     assert inside.count("\\\\") >= 2, "a line for the untouched model, and one for the other"
     assert "uniform" in inside
     assert "11.1 \\%" in tex
-    assert "uniform grid & 16/16" in tex
-    assert "uniform grid" in str(result)
+    assert "even grid & 16/16" in tex
+    assert "even grid" in str(result)
     assert "<table>" in result._repr_html_()
     assert "2 rows" in repr(result)
 

@@ -33,7 +33,7 @@ from frugalvlm.report.display import (
 )
 from frugalvlm.runs.records import Record, latest, select
 from frugalvlm.verdicts.categories import PARTS, scored_parts
-from frugalvlm.verdicts.gains import visual_gain
+from frugalvlm.verdicts.gains import BLANK, visual_gain
 from frugalvlm.verdicts.guard import Guard
 from frugalvlm.verdicts.scored import Scored, SheetMaker
 
@@ -106,6 +106,7 @@ def accuracy_table(
         line = _accuracy_line(sources, layout, row, budget, tokens, scored, shares)
         lines.append({**line, "heading": heading})
     failures = any(line["failed"] > 0 for line in lines)
+    gained = _gained(layout)
     blocks = tuple(_blocks(lines, failures))
     frame = pd.DataFrame([cell for line in lines for cell in line["data"]])
     facts = facts_of(scored.records, scale, int(frame["n"].max()) if frame["n"].any() else 0)
@@ -119,14 +120,15 @@ def accuracy_table(
             "FLOPs\n%",
             *(_column_header(column, frame) for column in layout.columns),
             "mean re-\ntention",
-            "visual\ngain",
+            *(["visual\ngain"] if gained else []),
             *(["failed"] if failures else []),
         ),
         blocks=blocks,
         caption=(
             *setting_lines(facts),
             *stands_for(layout.columns),
-            *_ACCURACY_CAPTION,
+            _ACCURACY_CAPTION,
+            *([_GAIN_CAPTION] if gained else []),
             *_controls_note(lines),
             *guarded,
             *_sources(frame),
@@ -227,6 +229,11 @@ def _blocks(
             yield Block("controls", rows, minor=True)
 
 
+def _gained(layout: papers.Table) -> bool:
+    """Whether a table has the run with blank pictures, to which gains refer."""
+    return any(row.method == BLANK for row in layout.rows)
+
+
 def _is_control(row: papers.Row) -> bool:
     return row.control or row.method in CONTROLS
 
@@ -266,8 +273,8 @@ def _narrow(layout: papers.Table, failures: bool) -> Narrow:
     columns = len(layout.columns)
     shown = {0: "method", 3: "FLOPs\n%"}
     shown |= {4 + i: f"{_squeezed(c)}\n%" for i, c in enumerate(layout.columns)}
-    shown |= {4 + columns: "mean\n(paper)", 5 + columns: "gain\n%"}
-    shown |= {6 + columns: "failed"} if failures else {}
+    shown |= {4 + columns: "mean\n(paper)"} | ({5 + columns: "gain\n%"} if _gained(layout) else {})
+    shown |= {max(shown) + 1: "failed"} if failures else {}
     return Narrow(
         shown,
         "Here a cell is the share of the untouched model's score that is retained, in %.",
@@ -284,10 +291,12 @@ _ACCURACY_CAPTION = (
     "score that is retained (%, same questions, paired), and beside that what the paper's own "
     f"numbers give ({NONE_PRINTED}: none printed). Kept: visual tokens behind the last cut; mean: "
     "over decoder layers; both measured. FLOPs: of the prefill, % of the untouched model's. A "
-    "failed answer counts as wrong.",
+    "failed answer counts as wrong."
+)
+_GAIN_CAPTION = (
     "Visual gain: (score - blank) / (untouched - blank) in %, where blank is the same model with "
     "grey pictures; in brackets what the paper's numbers give, whose blank is a prompt without "
-    "visual tokens.",
+    "visual tokens."
 )
 
 
@@ -315,6 +324,7 @@ def _accuracy_line(
         "label": row.label,
         "control": _is_control(row),
         "once": row.once is not None,
+        "gained": _gained(layout),
         "budget": tokens,
         "paper_tokens": _paper_tokens(layout, row, budget),
         "tokens_kept": counted and _kept(scored, row.method, tokens, ids),
@@ -444,7 +454,9 @@ def _cells(line: Mapping[str, Any], failures: bool) -> tuple[Cell, ...]:
     )  # fmt: skip
     *own, overall = line["data"]
     cells = [Cell(line["label"]), *tokens, *(_score_cell(d) for d in own)]
-    cells += [_mean_cell(overall), _mean_cell(overall, "gain")]
+    cells.append(_mean_cell(overall))
+    if line["gained"]:
+        cells.append(_mean_cell(overall, "gain"))
     if failures:
         asked_all = sum(d["n"] for d in own)
         cells.append(Cell(f"{line['failed']}/{asked_all}" if asked_all else NONE_PRINTED))
