@@ -67,7 +67,8 @@ class ComparisonResult:
             keys = [(m, b) for m, b in zip(data["method"], data["budget"], strict=True)]
             by_key = {(k, b): numbers for (k, b, _), numbers in costs.items()}
             more = pd.DataFrame([by_key.get(key, show.cost_numbers(None, None)) for key in keys])
-            return pd.concat([data.reset_index(drop=True), more], axis=1)
+            own = data.drop(columns=[name for name in more.columns if name in data.columns])
+            return pd.concat([own.reset_index(drop=True), more], axis=1)
         lines = [
             {**cell, **costs[a.line.key, a.line.budget, a.line.label]}
             for a in self.answered
