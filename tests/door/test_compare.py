@@ -293,8 +293,8 @@ def test_results_for_documents(tiny, own, tmp_path):
     assert inside.count("\\\\") >= 2, "a line for the untouched model, and one for the other"
     assert "uniform" in inside
     assert "11.1 \\%" in tex
-    assert "uniform grid & 16/16" in tex
-    assert "uniform grid" in str(result)
+    assert "even grid & 16/16" in tex
+    assert "even grid" in str(result)
     assert "<table>" in result._repr_html_()
     assert "2 rows" in repr(result)
 
@@ -356,3 +356,22 @@ def test_scored_knows_the_same_questions(tiny, own):
     by_id = {q.benchmark.id: q for q in result.data.values()}
     scored = Scored(result.records, benchmarks=by_id)
     assert scored.total == 144
+
+
+def test_visual_gain_stands_beside_retention_where_blank_pictures_were_asked(tiny, own):
+    result = frugalvlm.compare(
+        tiny, ["blank", "no_image", "uniform"], own, [24, 16], 6, score=_length, **QUIET
+    )
+    rows = [(line.method, line.budget) for line in result.frame.itertuples()]
+    assert rows == [("vanilla", 144), ("blank", 144), ("uniform", 24), ("uniform", 16),
+                    ("no_image", 1)], "once each: no budget matters"  # fmt: skip
+    score = result.frame.set_index(["method", "budget"])["score"]
+    whole, blank = score["vanilla", 144], score["blank", 144]
+    kept = result.frame.set_index(["method", "budget"])["gain"]
+    for at in kept.index:
+        expected = 100 * (score[at] - blank) / (whole - blank) if whole > blank else math.nan
+        assert kept[at] == pytest.approx(expected, nan_ok=True)
+    assert "visual" in " ".join(result.table.headers) or kept.isna().all()
+    alone = frugalvlm.compare(tiny, ["uniform"], own, [24], 6, score=_length, **QUIET)
+    assert alone.frame["gain"].isna().all()
+    assert "add 'blank'" in " ".join(alone.table.caption)

@@ -230,7 +230,7 @@ def test_right_means_that_greedy_decoding_gives_the_answer() -> None:
 @torch.no_grad()
 def test_hiding_the_picture_behind_a_layer_equals_taking_it_away() -> None:
     """The packed shortcut and the surgery on whole prompts say the same."""
-    from frugalvlm.probes.controls import NoImageAfter
+    from frugalvlm.methods import NoImageAfter
 
     model, processor, scene = _model(), build_processor(NAME), make_scene("dev", 3)
     asking = Asking(model, TOKENIZER, 2)

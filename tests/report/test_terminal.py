@@ -39,7 +39,7 @@ def test_a_narrow_one_shows_the_columns_named_for_it_and_says_what_is_left_out()
     assert any(line.split() == ["method", "first", "third"] for line in lines)
     text = " ".join(" ".join(lines).split())
     assert "Cells are short. Left out here: column 1, column 3, column 4, column 5." in text
-    assert "A wider terminal (120 columns) and the page have everything." in text
+    assert "A wider terminal (140 columns) and the page have everything." in text
 
 
 @pytest.mark.parametrize("width", [30, 50, 80, 100])

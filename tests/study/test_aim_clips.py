@@ -56,7 +56,9 @@ def test_clips_have_runs_of_their_own(tmp_path, monkeypatch, beside_model):
         (r["request"]["method"]["method"], r["request"]["budget"]): r["tokens"]["per_layer"]
         for r in made
     }
-    assert len(kept) == 1 + 4 * 3
+    assert len(kept) == 1 + 2 + 4 * 3, "once without tokens, and one row of VTW"
+    assert kept["no_image", 0] == [1.0] * 12, "the newline"
+    assert kept["vtw", 36] == [289.0] * 2 + [0.0] * 10
     for budget, frame in ((36, 9), (18, 4), (9, 2), (4, 1)):
         assert kept["aim_merge", budget] == [8 * frame + 1] * 12
         assert kept["aim_video", budget][:7] == [8 * frame + 1] * 7, "pruning begins behind l1 = 6"
@@ -67,8 +69,9 @@ def test_clips_have_runs_of_their_own(tmp_path, monkeypatch, beside_model):
     shown = tables.accuracy_table(load_paper("aim"), "video", made)
     assert "not measured" not in shown.to_markdown()
     assert kept["vanilla", 144] == [8 * 36 + 1] * 12
-    assert shown.blocks[0].rows[0][1].short == "144/289", "asked for is what one crop has"
+    assert shown.blocks[0].rows[0][1].short == "289"
+    assert "(144 asked)" in shown.blocks[0].rows[0][1].long, "what one crop has"
     made[0]["tokens"]["per_layer"] = [144.0] * 12  # as records said before it was counted
     shown = tables.accuracy_table(load_paper("aim"), "video", made)
-    assert shown.blocks[0].rows[0][1].short == "144/–"
+    assert shown.blocks[0].rows[0][1].short == "–"
     assert beside.beside_runs("aim", "video", Options(n=8, benchmarks=("pocket-gqa",))) == []

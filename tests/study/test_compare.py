@@ -141,7 +141,7 @@ def test_times_of_other_threads_are_not_mixed_in(make, found):
 
 def test_gaps_name_the_command_that_fills_them(compared):
     gaps = compared.missing().set_index("paper")
-    cells = 6 * 7 * 3  # benchmarks, methods, budgets
+    cells = 6 * (3 + 8 * 3 + 3)  # benchmarks; rows that stand once, at every budget, at one
     assert gaps.loc["visionzip", ["cells", "missing", "cost"]].tolist() == [
         cells, cells - 18, "recorded"]  # fmt: skip
     assert gaps.loc["sgl", "cost"] == "missing"
@@ -174,17 +174,27 @@ def test_the_ranking_says_where_it_is_none(compared):
     table = compare_tables.ranking_table(compared)
     (block,) = table.blocks
     assert "VisionZip, 16 tokens" in block.heading
-    assert "1 of 3 pairs cannot be told apart" in block.heading
+    assert "1 of 1 pairs cannot be told apart" in block.heading
     data = table.data.set_index("method")
-    assert data["rank"].to_dict() == {"visionzip": 1, "fastv": 2, "random": 3}
-    assert data["letters"].to_dict() == {"visionzip": "a", "fastv": "a", "random": "b"}
-    assert data.loc["random", "p_holm"] < 0.001
+    assert data["rank"].to_dict() == {"visionzip": 1, "fastv": 2}, "a control has no rank"
+    assert data["letters"].to_dict() == {"visionzip": "a", "fastv": "a"}
     assert data.loc["fastv", "behind"] == pytest.approx(
         data.loc["visionzip", "mean"] - data.loc["fastv", "mean"]
     )
     text = table.to_markdown()
     for said in ("pocket", f"n = {N}", "95 %", "Holm"):
         assert said in text
+
+
+def test_controls_stand_apart_from_methods(compared):
+    table = compare_tables.accuracy_table(compared)
+    names = {block.heading: [row[0].short for row in block.rows] for block in table.blocks}
+    assert names["controls"] == ["random"]
+    (methods,) = [rows for heading, rows in names.items() if heading.startswith("16 of")]
+    assert set(methods) == {"VisionZip", "FastV", "first 10 % of the guide's layers"}
+    assert [h.split("\n")[0] for h in table.headers[4:-1]] == ["pocket-"] * 6
+    shares = {row[0].short: row[2].short for block in table.blocks for row in block.rows}
+    assert (shares["VisionZip"], shares["FastV"]) == ("30", "40")
 
 
 def test_pairing_tells_apart_what_separate_intervals_do_not(make):

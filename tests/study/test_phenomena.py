@@ -11,11 +11,11 @@ from scipy.stats import kendalltau
 
 from frugalvlm.benchmarks import asking, load_benchmark
 from frugalvlm.hosts import host_for
+from frugalvlm.methods import NoImageAfter
 from frugalvlm.pocket.installed import save_vlm
 from frugalvlm.pocket.models import build_model, build_processor
 from frugalvlm.probes import phenomena
 from frugalvlm.probes import plots as benchmark_plots
-from frugalvlm.probes.controls import NoImageAfter
 from frugalvlm.runs import attention
 from frugalvlm.views import UnsupportedError
 

@@ -98,7 +98,7 @@ def test_the_panel_shows_the_picture_and_every_run(runs: int) -> None:
 def test_the_curve_shows_the_tables_means_and_intervals(table) -> None:
     ax = plots.retention_curve(table)
     drawn = {c.get_label(): c for c in ax.containers}
-    controls = ["random", "uniform grid", "avg. pooling", "downsized"]
+    controls = ["random", "even grid", "avg. pooling", "small picture"]
     assert list(drawn) == [*controls, "FastV", "FasterVLM", "VisionZip"]
     means = table.data[table.data["benchmark"] == "mean"]
     own = means[means["method"] == "visionzip"].sort_values("budget")
@@ -106,7 +106,10 @@ def test_the_curve_shows_the_tables_means_and_intervals(table) -> None:
     assert np.allclose(line.get_ydata(), own["retention"])
     ends = np.array([segment[:, 1] for segment in bars.get_segments()])
     assert np.allclose(ends, own[["retention_low", "retention_high"]])
-    assert np.allclose(line.get_xdata(), 100 * own["budget"] / 144, rtol=0.05)
+    assert np.allclose(line.get_xdata(), 100 * own["tokens_mean"] / 144, rtol=0.06)
+    (fastv,) = [c[0] for name, c in drawn.items() if name == "FastV"]
+    least = 100 * means[means["method"] == "fastv"]["tokens_mean"].min() / 144
+    assert min(fastv.get_xdata()) == pytest.approx(least, rel=0.06), "not what was asked for"
 
 
 def test_the_papers_curve_is_dashed_in_the_same_colour(table) -> None:

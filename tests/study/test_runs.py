@@ -254,9 +254,11 @@ def test_impossible_budgets_are_refused(budget):
 def test_rows_follow_the_papers_layout():
     rows = layout.rows_of(layout.pocket_table(load_paper("visionzip")), options.Options())
     assert rows[0] == ("vanilla", 144)
+    assert rows[1:4] == [("blank", 144), ("no_image", 0), ("no_image_after", 0)]
     controls = ["random", "uniform", "avgpool", "downsample"]
-    assert [name for name, _ in rows[1:8]] == [*controls, "fastv", "fastervlm", "visionzip"]
-    assert [b for _, b in rows[1:]] == [48] * 7 + [32] * 7 + [16] * 7
+    methods_ = ["fastv", "sparsevlm", "fastervlm", "visionzip"]
+    assert [name for name, _ in rows[4:12]] == [*controls, *methods_]
+    assert [b for _, b in rows[4:]] == [48] * 8 + [32] * 8 + [16] * 11
 
 
 def test_blueprint_counts_are_those_of_the_formulas(tmp_path, monkeypatch):

@@ -32,6 +32,22 @@ def cell(table, method: str, budget: int, benchmark: str = "pocket-gqa"):
     return found.iloc[0]
 
 
+def shown(table, label: str, budget: int | str):
+    """A row as it stands in the block of a budget, controls included."""
+    at, found = "", []
+    for block in table.blocks:
+        at = at if block.minor else block.heading
+        if at.startswith(f"{budget} of") or at.startswith(str(budget)):
+            found += [row for row in block.rows if row[0].short == label]
+    (row,) = found
+    return row
+
+
+def column(table, name: str) -> int:
+    (place,) = [i for i, h in enumerate(table.headers) if h.replace("\n", " ").startswith(name)]
+    return place
+
+
 def on_terminal(table, width: int = 120) -> str:
     console = Console(width=width, color_system=None)
     with console.capture() as shown:
@@ -48,19 +64,32 @@ def full(make):
 
 
 def test_blocks_stand_in_the_papers_order_with_vanilla_first(full) -> None:
-    assert [block.heading.split(" ")[0] for block in full.blocks] == [
-        "untouched:",
-        "48",
-        "32",
-        "16",
-    ]
+    headings = [block.heading.split(" ")[0] for block in full.blocks]
+    assert headings == [x for b in ("untouched:", "48", "32", "16") for x in (b, "controls")]
+    assert [block.minor for block in full.blocks] == [False, True] * 4
     labels = [[row[0].short for row in block.rows] for block in full.blocks]
-    controls = ["random", "uniform grid", "avg. pooling", "downsized"]
-    assert labels == [["untouched"], *[[*controls, "FastV", "FasterVLM", "VisionZip"]] * 3]
-    assert "paper: 64 of 576" in full.blocks[-1].heading
-    assert [h.split("\n")[0] for h in full.headers] == [
-        "method", "tokens", "GQA", "POPE", "MME", "TextVQA", "SQA", "VQAv2", "mean",
+    controls = ["random", "even grid", "avg. pooling", "small picture"]
+    methods = ["FastV", "SparseVLM", "FasterVLM", "VisionZip"]
+    ablations = ["C = 0 (ablation)", "true means (ablation)"]
+    assert labels[:2] == [["untouched"], ["blank picture", "0 tokens", "none behind layer 2"]]
+    assert labels[2:6] == [methods, controls] * 2
+    assert labels[6] == [*methods[:-1], *ablations, "VisionZip"]
+    assert labels[7] == ["random", "random at FastV's cut", *controls[1:]]
+    assert "paper: 64 of 576" in full.blocks[-2].heading
+    assert [h.split("\nn=")[0] for h in full.headers] == [
+        "method", "kept", "mean", "FLOPs\n%", "pocket-\nGQA", "pocket-\nPOPE", "pocket-\nMME",
+        "pocket-\nTextVQA", "pocket-\nSQA", "pocket-\nVQAv2", "mean re-\ntention",
+        "visual\ngain",
     ]  # fmt: skip
+
+
+def test_official_names_never_stand_alone_in_a_column_head(full) -> None:
+    official = ("GQA", "POPE", "MME", "TextVQA", "SQA", "VQAv2")
+    texts = [full.to_markdown(), full.to_latex(), on_terminal(full), on_terminal(full, 80)]
+    heads = [*full.headers, *full.narrow.headers.values()]
+    for name in official:
+        assert all("pocket" in head for head in heads if name in head)
+    assert all("no official sets" in " ".join(text.split()) for text in texts)
 
 
 def test_the_papers_numbers_stand_beside_ours(full) -> None:
@@ -70,7 +99,7 @@ def test_the_papers_numbers_stand_beside_ours(full) -> None:
     assert round(cell(full, "visionzip", 16, "mean")["paper_retention"], 1) == 92.7
     assert round(cell(full, "visionzip", 48, "mean")["paper_retention"], 1) == 97.7
     assert cell(full, "vanilla", 144, "pocket-pope")["paper_score"] == 85.9
-    text = {row[0].short: row[3] for row in full.blocks[-1].rows}["VisionZip"]
+    text = shown(full, "VisionZip", 16)[column(full, "pocket- POPE")]
     assert text.short.endswith("(90)")
     assert "89.6 % (77)" in text.long
     assert any("arXiv:2412.04467 Table 1" in line for line in full.caption)
@@ -118,8 +147,27 @@ def test_requested_and_actual_tokens(make) -> None:
         16,
         144,
     )
-    (shown,) = [r for r in table.blocks[-1].rows if r[0].short == "FastV"]
-    assert shown[1].short == "16/58.67"
+    row = shown(table, "FastV", 16)
+    assert [c.short for c in row[1:4]] == ["16", "58.7", "–"]
+    assert "(16 asked)" in row[1].long
+    assert "16 to 144 over layers" in row[2].long
+
+
+def test_the_share_of_flops_is_that_of_the_cost_record_of_this_model(make, full) -> None:
+    """Unlike pairs are seen: FastV asks for 16 tokens and has the FLOPs of many more."""
+    cost = make.efficiency()
+    records = [*make.table1(SHARE), cost]
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
+    place = column(table, "FLOPs")
+    for label, method in (("FastV", "fastv"), ("VisionZip", "visionzip")):
+        counted = next(r for r in cost["rows"] if (r["method"], r["budget"]) == (method, 16))
+        share = 100 * counted["flops"] / cost["rows"][0]["flops"]
+        assert cell(table, method, 16)["flops_share"] == pytest.approx(share)
+        assert shown(table, label, 16)[place].short == f"{share:.0f}"
+    assert shown(full, "FastV", 16)[place].short == "–", "nothing was counted"
+    cost["request"]["model"] = "pocket-llava-small"
+    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
+    assert shown(table, "FastV", 16)[place].short == "–", "another model's"
 
 
 # --- what must not enter -----------------------------------------------------------------------
@@ -134,7 +182,7 @@ def test_failed_answers_are_wrong_and_shown(make) -> None:
     row = cell(table, "visionzip", 16)
     assert (row["score"], row["n"], row["failed"]) == (75.0, 40, 10)  # 30 of 40, not of 30
     assert table.headers[-1] == "failed"
-    assert table.blocks[-1].rows[-1][-1].short == "10/40"
+    assert shown(table, "VisionZip", 16)[-1].short == "10/40"
     assert table.blocks[0].rows[0][-1].short == "0/40"
 
 
@@ -143,7 +191,7 @@ def test_unfinished_records_stay_out(make, status: str) -> None:
     records = [make.accuracy("vanilla", 144), make.accuracy("visionzip", 16, status=status)]
     table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     assert math.isnan(cell(table, "visionzip", 16)["score"])
-    assert table.blocks[-1].rows[-1][2].short == NOT_MEASURED
+    assert shown(table, "VisionZip", 16)[4].short == NOT_MEASURED
 
 
 def test_a_mean_over_some_benchmarks_is_not_shown(make) -> None:
@@ -154,12 +202,12 @@ def test_a_mean_over_some_benchmarks_is_not_shown(make) -> None:
     table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
     assert math.isnan(cell(table, "visionzip", 16, "mean")["retention"])
     assert not math.isnan(cell(table, "visionzip", 48, "mean")["retention"])
-    assert table.blocks[-1].rows[-1][-1].short == NOT_MEASURED
+    assert shown(table, "VisionZip", 16)[-2].short == NOT_MEASURED
 
 
 def test_no_records_gives_a_table_that_says_so() -> None:
     table = accuracy_table(VISIONZIP, "table1", [])
-    assert {c.short for block in table.blocks for row in block.rows for c in row[2:]} == {
+    assert {c.short for block in table.blocks for row in block.rows for c in row[4:]} == {
         NOT_MEASURED
     }
     assert table.data["paper_score"].notna().any()
@@ -202,29 +250,31 @@ def test_of_two_runs_the_methods_own_hyper_parameters_count(make) -> None:
 def test_a_model_that_scores_zero_retains_nothing_that_could_be_named(make) -> None:
     records = [make.accuracy("vanilla", 144, right=0.0), make.accuracy("visionzip", 16)]
     table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
-    assert "undefined" in table.blocks[-1].rows[-1][2].short
+    assert "undefined" in shown(table, "VisionZip", 16)[4].short
 
 
 # --- renderings --------------------------------------------------------------------------------
 
 
-def test_the_terminal_form_fits_120_columns_unbroken(make) -> None:
-    records = make.table1(SHARE, failed=3)
-    table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
-    lines = on_terminal(table).splitlines()
-    assert max(len(line.rstrip()) for line in lines) <= 120
-    rows = [line for line in lines if line.startswith("VisionZip  ")]
-    assert len(rows) == 3
-    for row in rows:  # six scores and the mean, each in one piece
-        assert len(re.findall(r"\d+(?:\.\d)? ±\d+(?:\.\d)?", row)) == 7
-        assert "…" not in row
+def test_the_terminal_form_fits_its_width_unbroken(make) -> None:
+    blank = [make.accuracy("blank", 144, name, 0.3) for name in make.benchmarks]
+    for width, failed in ((130, 0), (140, 3)):  # a column more
+        records = [*make.table1(SHARE, failed=failed), *blank]
+        table = accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks)
+        lines = on_terminal(table, width).splitlines()
+        assert max(len(line.rstrip()) for line in lines) <= width
+        rows = [line for line in lines if line.startswith("VisionZip  ")]
+        assert len(rows) == 3
+        for row in rows:  # six scores, the mean and the gain, each in one piece
+            assert len(re.findall(r"\d+(?:\.\d)? ±\d+(?:\.\d)?", row)) == 8
+            assert "…" not in row
 
 
 def test_html_is_self_contained_and_escaped(full) -> None:
     page = full.to_html()
     assert "<style>" in page
     assert not re.search(r"https?://|<script|<link", page)
-    assert page.count("<tr>") == page.count("</tr>") == 1 + 4 + 22  # 1 + 3 x 7 rows
+    assert page.count("<tr>") == page.count("</tr>") == 1 + 8 + 31  # 1 + 3 + 3 x 8 + 3 rows
     assert "95 % bootstrap interval" in page
     assert "hardware: CPU Test CPU, 2 cores" in page
     hostile = tables.Table(
@@ -236,15 +286,15 @@ def test_html_is_self_contained_and_escaped(full) -> None:
 
 def test_markdown_has_equally_many_cells_in_every_row(full) -> None:
     rows = [line for line in full.to_markdown().splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 4 + 22
-    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {10}
+    assert len(rows) == 2 + 8 + 31
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {13}
 
 
 def test_the_caption_says_scale_model_hardware_and_interval(full) -> None:
     text = " ".join(full.caption)
     for needed in ("Scale: pocket", "pocket-llava-base", "test split", "Test CPU", "bootstrap"):
         assert needed in text
-    assert "n=40" in full.headers[2]
+    assert "n=40" in full.headers[4]
 
 
 # --- cost tables -------------------------------------------------------------------------------
@@ -269,8 +319,8 @@ def test_speed_up_stands_beside_what_the_flops_promise(make) -> None:
     table = tables.efficiency_table([record], "visionzip")
     line = table.data[(table.data["method"] == "visionzip") & (table.data["budget"] == 16)].iloc[0]
     assert line["realised"] == pytest.approx(75)
-    (shown,) = [r for r in table.blocks[-1].rows if r[0].short == "VisionZip"]
-    assert shown[table.headers.index("of FLOPs\nratio")].short == "75 %"
+    row = shown(table, "VisionZip", 16)
+    assert row[table.headers.index("of FLOPs\nratio")].short == "75 %"
     assert "FLOPs are not time" in " ".join(table.caption)
 
 
@@ -292,7 +342,7 @@ def test_80_columns_show_whole_rows_and_cut_nothing(make, full, name: str) -> No
     start = next(i for i, line in enumerate(lines) if line.startswith("VisionZip  "))
     assert not lines[start + 1].startswith(" ")  # one line a row
     text = " ".join(" ".join(lines).split())
-    assert "A wider terminal (120 columns) and the page have everything." in text
+    assert "A wider terminal (140 columns) and the page have everything." in text
 
 
 def test_an_interval_stays_on_one_line_of_a_page(full) -> None:

@@ -28,7 +28,7 @@ from frugalvlm.engine.guidance import Guide
 from frugalvlm.errors import FrugalError
 from frugalvlm.hosts import host_for
 from frugalvlm.loading import model_hash
-from frugalvlm.methods import METHODS, VARIANTS, Method
+from frugalvlm.methods import METHODS, VARIANTS, WITHOUT_BUDGET, Method
 from frugalvlm.methods.base import GuidedReducer
 from frugalvlm.papers import all_papers
 from frugalvlm.pocket.models import SPECS
@@ -401,6 +401,9 @@ def lines_of(
         if isinstance(kind, Method):
             if kind.key != BASELINE:
                 lines.append(_ready(kind, subject, guides, names, example))
+        elif kind.key in WITHOUT_BUDGET:
+            own = kind.for_budget(total, total)
+            lines.append(_ready(own, subject, guides, names, example))
         elif kind.key != BASELINE:
             lines += [_made(kind, budget, subject, guides, names) for budget in budgets]
     lines = list({_identity(line): line for line in lines}.values())

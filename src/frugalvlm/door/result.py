@@ -15,8 +15,9 @@ from rich.console import Console, Group
 from frugalvlm.door import show
 from frugalvlm.door.request import BASELINE, Line
 from frugalvlm.door.rows import Answered, Questions
-from frugalvlm.report.display import Table
+from frugalvlm.report.display import TERMINAL, Table
 from frugalvlm.runs.records import Record
+from frugalvlm.verdicts.gains import BLANK
 from frugalvlm.verdicts.guard import Guard
 from frugalvlm.verdicts.scored import Scored
 
@@ -52,8 +53,9 @@ class ComparisonResult:
         """A row per method, budget and benchmark: every number, with interval and n.
 
         Columns: method, label, budget (visual tokens per crop, asked for), benchmark ("mean": over
-        several of them), metric, score, retention (% of the untouched model's score, paired), each
-        with `_low` and `_high` (95 %), n, images, failed, tokens_mean (over decoder layers), costs
+        several of them), metric, score, retention (% of the untouched model's score, paired), gain
+        (% of what the pictures are worth; needs the method `blank`), each with `_low` and `_high`
+        (95 %), n, images, failed, tokens_mean (over decoder layers), costs
         of a prefill (flops, flops_share, prefill_ms, speedup, decode_ms, peak_mib, kv_share,
         joules, energy: "measured" or "modelled"), and `reason` where a row could not run. In a
         paper's table also the paper's own numbers.
@@ -65,7 +67,8 @@ class ComparisonResult:
             keys = [(m, b) for m, b in zip(data["method"], data["budget"], strict=True)]
             by_key = {(k, b): numbers for (k, b, _), numbers in costs.items()}
             more = pd.DataFrame([by_key.get(key, show.cost_numbers(None, None)) for key in keys])
-            return pd.concat([data.reset_index(drop=True), more], axis=1)
+            own = data.drop(columns=[name for name in more.columns if name in data.columns])
+            return pd.concat([own.reset_index(drop=True), more], axis=1)
         lines = [
             {**cell, **costs[a.line.key, a.line.budget, a.line.label]}
             for a in self.answered
@@ -148,7 +151,7 @@ class ComparisonResult:
         return self.table.to_rich()
 
     def __str__(self) -> str:
-        console = Console(file=StringIO(), width=120, force_terminal=False)
+        console = Console(file=StringIO(), width=TERMINAL, force_terminal=False)
         console.print(self.table)
         return console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -168,8 +171,10 @@ class ComparisonResult:
 
     def _scored(self, answered: Answered, guard: Guard | None = None) -> Scored:
         """The row's records and those of the untouched model."""
-        own = [] if answered.line.key == BASELINE else answered.records.values()
-        records = [*self.answered[0].records.values(), *own]
+        blank = [a for a in self.answered if a.line.key == BLANK and a is not answered]
+        own = [a for a in (answered, *blank) if a.line.key != BASELINE]
+        records = [*self.answered[0].records.values(),
+                   *(r for a in own for r in a.records.values())]  # fmt: skip
         by_id = {q.benchmark.id: q for q in self.data.values()}
         return Scored(records, BASELINE, by_id, guard)
 

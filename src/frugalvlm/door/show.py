@@ -14,6 +14,7 @@ from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, between, percent, plus
 from frugalvlm.report.cost_tables import efficiency_table, energy_table
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs.records import select
+from frugalvlm.verdicts.gains import BLANK, visual_gain
 from frugalvlm.verdicts.scored import Scored
 
 IMPOSSIBLE = "not possible"
@@ -29,6 +30,7 @@ def numbers(scored: Scored, line: Line, ids: Sequence[str]) -> dict[str, Any]:
     key, budget = line.key, line.budget
     score = scored.score(key, budget, ids[0]) if len(ids) == 1 else None
     retention = scored.retention(key, budget, ids)
+    gain = visual_gain(scored, key, budget, ids)
     known: Estimate | None = score or retention
     return {
         "score": score and score.value,
@@ -37,6 +39,9 @@ def numbers(scored: Scored, line: Line, ids: Sequence[str]) -> dict[str, Any]:
         "retention": retention and retention.value,
         "retention_low": retention and retention.low,
         "retention_high": retention and retention.high,
+        "gain": gain and gain.value,
+        "gain_low": gain and gain.low,
+        "gain_high": gain and gain.high,
         "n": known.n_questions if known else 0,
         "images": known.n_images if known else 0,
         "failed": sum(scored.failed(key, budget, name) for name in ids),
@@ -72,14 +77,18 @@ def wide_table(result: Compared) -> Table:
     """A row per method and budget, a column per benchmark, the mean, and the two main costs."""
     frame, names = result.frame, list(result.data)
     several, costed = len(names) > 1, bool(frame["flops"].notna().any())
+    gained = bool(frame["gain"].notna().any())
     total = result.answered[0].line.budget
     blocks: dict[int, list[tuple[Cell, ...]]] = {}
     for answered in result.answered:
         line = answered.line
         own = frame[(frame["label"] == line.label) & (frame["budget"] == line.budget)]
         cells = [_cell(own[own["benchmark"] == name].iloc[0], name) for name in names]
+        last = own[own["benchmark"] == ("mean" if several else names[0])].iloc[0]
         if several:
-            cells.append(_cell(own[own["benchmark"] == "mean"].iloc[0], "mean"))
+            cells.append(_cell(last, "mean"))
+        if gained:
+            cells.append(_gain(last))
         if costed:
             cells += _cost_cells(own.iloc[0])
         blocks.setdefault(line.budget, []).append((Cell(line.label), _tokens(own.iloc[0]), *cells))
@@ -91,6 +100,7 @@ def wide_table(result: Compared) -> Table:
         title=f"{facts['model']}: methods compared on {', '.join(names)}",
         headers=(
             "method", "tokens\nasked/mean", *counted, *(["mean\nretention"] if several else []),
+            *(["visual\ngain"] if gained else []),
             *(["prefill\nFLOPs", "prefill\nspeed-up"] if costed else []),
         ),
         blocks=tuple(Block(_heading(b, total), tuple(rows)) for b, rows in blocks.items()),
@@ -120,6 +130,14 @@ def _cell(row: Any, name: str) -> Cell:
     return Cell(f"{score}\n{percent(row['retention'])}{failed}", f"{exact}\n{whole} {kept}{failed}")
 
 
+def _gain(row: Any) -> Cell:
+    if row["gain"] is None or pd.isna(row["gain"]):
+        return Cell(NONE_PRINTED)
+    ends = row["gain_low"], row["gain_high"]
+    return Cell(f"{plus_minus(row['gain'], *ends, 1)} %", f"{percent(row['gain'], 1)} "
+                f"{between(*ends, 1)}")  # fmt: skip
+
+
 def _tokens(row: Any) -> Cell:
     mean = row["tokens_mean"]
     return Cell(f"{row['budget']}/" + (NONE_PRINTED if pd.isna(mean) else f"{mean:.4g}"))
@@ -142,6 +160,13 @@ def _caption(result: Compared, costed: bool) -> list[str]:
         "the mean over decoder layers. A failed answer counts as wrong.",
         *result.guard.notes([q.benchmark.id for q in result.data.values()]),
     ]
+    if result.frame["gain"].notna().any():
+        lines.append(
+            "Visual gain: (score - blank) / (untouched - blank), where blank is the untouched "
+            "model with grey pictures."
+        )
+    else:
+        lines.append(f"Visual gain: add '{BLANK}' to the methods, the run with grey pictures.")
     if costed:
         lines.append(cost_note(result))
     return [*lines, *result.notes]

@@ -24,6 +24,7 @@ __all__ = [
     "EQUALS",
     "FIGURE",
     "KINDS",
+    "ONCE",
     "ORIGINS",
     "QUANTITY_KINDS",
     "RELATIONS",
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 SCALES = ("pocket", "blueprint", "full")
+ONCE = ("all", "none")  # what rows without a budget ask for
 KINDS = ("encoder reducer", "layer reducer", "depth policy", "training method")
 # Of `data/papers/KEY.csv`: one reported number a line.
 FIGURE: Mapping[str, str] = {
@@ -343,6 +345,14 @@ class Row(_Described):
         paper: key of another paper whose CSV that is.
         paper_table: table of that CSV, where it is not the layout's.
         benchmarks: from the layout's benchmark names to those of that CSV; null: not comparable.
+        settings: of the CSV, one for each budget, where it tells this row by them and not by
+            tokens; null: none printed.
+        once: all or none, the visual tokens asked for, of a row that stands once and not in every
+            block.
+        at: the budgets, by their paper_tokens, in whose blocks it stands; none: in all.
+        values: of the method's own parameters, one for each budget of the layout, where they do
+            not follow from it; of `kept_tokens` shares of all visual tokens.
+        control: whether it stands among the controls; kinds that are controls always do.
         note: what a reader should know.
     """
 
@@ -352,7 +362,18 @@ class Row(_Described):
     paper: str | None = None
     paper_table: str | None = None
     benchmarks: Mapping[str, str | None] = field(default_factory=dict)
+    settings: tuple[str | None, ...] = ()
+    once: str | None = None
+    at: tuple[int, ...] = ()
+    values: Mapping[str, tuple[int | float, ...]] = field(default_factory=dict)
+    control: bool = False
     note: str = ""
+
+    def stands_at(self, budget: Budget | None) -> bool:
+        """Whether the row stands in a budget's block; None: above all blocks."""
+        if budget is None or self.once is not None:
+            return budget is None and self.once is not None
+        return not self.at or budget.paper_tokens in self.at
 
 
 @dataclass(frozen=True)
@@ -417,6 +438,22 @@ class Table(_Described):
     def budgets(self) -> tuple[Budget, ...]:
         """The budgets of the only model."""
         return self.model.budgets
+
+    def lines(self, model: LayoutModel | None = None) -> tuple[tuple[Row, Budget | None], ...]:
+        """All rows with their budgets, as they stand below each other.
+
+        The baseline and the rows that stand once, then budget by budget all others.
+
+        Args:
+            model: whose budgets; it may be left out where there is just one.
+        """
+        base = [row for row in self.rows if row.method == self.baseline]
+        others = [row for row in self.rows if row.method != self.baseline]
+        budgets = (self.model if model is None else model).budgets
+        return (
+            *((row, None) for row in base),
+            *((row, b) for b in (None, *budgets) for row in others if row.stands_at(b)),
+        )
 
 
 def _alone(key: str) -> Paper | None:
@@ -564,7 +601,7 @@ class Paper(_Described):
         ``budget`` may be left out for the baseline row only; ``model`` when there is just one.
         """
         model = model or table.model
-        if row.method != table.baseline and budget is None:
+        if row.method != table.baseline and budget is None and row.once is None:
             raise ValueError(f"row {row.method} of layout {table.id} needs a budget")
         source = self if row.paper is None else self.other(row.paper)
         where = row.paper_table or table.paper_table
@@ -572,8 +609,13 @@ class Paper(_Described):
         if source is None or row.paper_method is None or where is None or benchmark is None:
             return None
         is_baseline = row.method == table.baseline or budget is None
-        by_setting = any(b.setting for b in model.budgets)
+        place = model.budgets.index(budget) if budget is not None else 0
+        own = row.settings[place] if row.settings and budget is not None else None
+        if row.settings and own is None:
+            return None
+        by_setting = own is not None or any(b.setting for b in model.budgets)
         tokens = model.tokens if is_baseline or budget is None else budget.paper_tokens
+        tokens = 0 if row.once == "none" else tokens
         return source.reported(
             table=where,
             model=model.name,
@@ -581,7 +623,7 @@ class Paper(_Described):
             tokens=None if by_setting else tokens,
             benchmark=benchmark,
             metric=column.metric,
-            setting=budget.setting if by_setting and budget and not is_baseline else None,
+            setting=(own or budget.setting) if by_setting and budget and not is_baseline else None,
         )
 
 

@@ -16,6 +16,7 @@ from frugalvlm.errors import FrugalError
 from frugalvlm.papers.classes import (
     EQUALS,
     KINDS,
+    ONCE,
     ORIGINS,
     QUANTITY_KINDS,
     RELATIONS,
@@ -308,9 +309,25 @@ def _of_table(place: _Place, table: Table, main: bool) -> Iterator[tuple[_Place,
         yield (*place, "models"), f"{where}it needs a model"
     rows = [row.method for row in table.rows]
     yield from _once((*place, "rows"), rows, "method", where)
+    for number, row in enumerate(table.rows):
+        yield from _of_row((*place, "rows", number), table, row, where)
     columns = [column.id for column in table.columns]
     yield from _once((*place, "columns"), columns, "id", where)
     yield from _once((*place, "models"), [model.name for model in table.models], "name", where)
+
+
+def _of_row(place: _Place, table: Table, row: Row, where: str) -> Iterator[tuple[_Place, str]]:
+    name = f"{where}row {row.method}: "
+    if row.once is not None:
+        yield from _among((*place, "once"), [row.once], ONCE, name)
+        if row.at or row.values or row.settings:
+            yield (*place, "once"), f"{name}once goes with none of at, values and settings"
+    budgets = [budget for model in table.models for budget in model.budgets]
+    known = [str(budget.paper_tokens) for budget in budgets]
+    yield from _among((*place, "at"), map(str, row.at), known, name)
+    for field, values in (*row.values.items(), ("settings", row.settings)):
+        if len(values) not in ({0} if field == "settings" else set()) | {len(budgets)}:
+            yield place, f"{name}{field} needs {len(budgets)} entries, one for each budget"
 
 
 def _among(

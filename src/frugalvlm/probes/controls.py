@@ -1,8 +1,9 @@
 """Controls that bound what any choice of visual tokens can do. They know what no method may know.
 
-The oracle keeps the patches of the things that a question is about, blank pictures show what the
-questions give away, and the exit takes all visual tokens away behind a decoder layer. They are
-methods to the surgery, but none of the kit's: nobody can use them on a picture of their own.
+The oracle keeps the patches of the things that a question is about; it is a method to the surgery,
+but none of the kit's: nobody can use it on a picture of their own. `RandomCut` is a random choice
+behind any layer, whose dice know a picture by its place in the batch. Controls that anybody may use
+are among the methods (`Blank`, `NoImage`, `NoImageAfter` and the random twins of methods).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 
 from frugalvlm.benchmarks.asking import Batches
-from frugalvlm.methods import EncoderReducer, LayerReducer, Method, Vanilla
+from frugalvlm.methods import EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.base import check_budget
 from frugalvlm.pocket.questions import Cell
 from frugalvlm.pocket.scenes import GRID, Scene, make_scene
@@ -30,8 +31,7 @@ from frugalvlm.views import (
     keep_top,
 )
 
-__all__ = ["Blank", "Chosen", "NoImageAfter", "RandomCut", "blanked", "coverage", "oracle_for",
-           "ranked_patches"]  # fmt: skip
+__all__ = ["Chosen", "RandomCut", "blanked", "coverage", "oracle_for", "ranked_patches"]
 
 
 @dataclass(frozen=True)
@@ -71,42 +71,6 @@ class Chosen(EncoderReducer):
     def describe(self) -> dict[str, Any]:
         """Name and count; which patches follows from the questions."""
         return {"method": self.key, "kept_tokens": len(self.patches[0])}
-
-
-@dataclass(frozen=True)
-class Blank(Vanilla):
-    """The untouched model; the batches are `blanked`."""
-
-    key: ClassVar[str] = "blank"
-
-
-@dataclass(frozen=True)
-class NoImageAfter(LayerReducer):
-    """Drop all visual tokens behind decoder layer `layer` (DyVTE's Fig. 3, arXiv:2411.19628)."""
-
-    key: ClassVar[str] = "no_image_after"
-    layer: int  # so many decoder layers still see the image
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> NoReturn:
-        """Always refused: nothing is kept."""
-        raise UnsupportedError("The exit keeps nothing: build it with NoImageAfter(layer).")
-
-    def check(self, shape: Shape) -> None:
-        """At least one layer with and one without the image."""
-        if not 1 <= self.layer < shape.decoder_layers:
-            raise UnsupportedError(
-                f"The image can leave behind decoder layer 1 to {shape.decoder_layers - 1}, "
-                f"not {self.layer}."
-            )
-
-    def layers(self, decoder_layers: int) -> tuple[int, ...]:
-        """One cut."""
-        return (self.layer,)
-
-    def keep(self, view: LayerView) -> Kept:
-        """Nothing."""
-        return Kept(view.visual[:, :0], (0,) * len(view.counts))
 
 
 @dataclass(frozen=True)

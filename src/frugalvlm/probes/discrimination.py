@@ -24,8 +24,8 @@ from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.formats import NONE_PRINTED, between, plus_minus
 from frugalvlm.hosts import host_for
 from frugalvlm.loading import load_vlm, model_hash
-from frugalvlm.methods import Vanilla
-from frugalvlm.probes.controls import Blank, blanked, oracle_for
+from frugalvlm.methods import Blank, Vanilla
+from frugalvlm.probes.controls import oracle_for
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs.accuracy import accuracy_run
 from frugalvlm.runs.layout import budgeted
@@ -101,7 +101,7 @@ def run(
         go = partial(accuracy_run, setting, model, benchmark, reporter=reporter)
         with tower_once(model):
             made.append(go(batches=batches, method=Vanilla(), budget=shape.patches))
-            made.append(go(batches=blanked(batches), method=Blank(), budget=shape.patches))
+            made.append(go(batches=batches, method=Blank(), budget=shape.patches))
             for budget in budgets:
                 for key in CHOICES:
                     method = budgeted(key, budget, shape.patches)
@@ -295,7 +295,7 @@ def _sentence(frame: pd.DataFrame, goal: Goal) -> str:
     enough = at[at["over_random"] >= goal.points]
     surely = int((at["over_low"] >= goal.points).sum())
     each = ", ".join(
-        f"{name.removeprefix('pocket-')} {over:+.1f} {between(low, high, 1)}"
+        f"{name} {over:+.1f} {between(low, high, 1)}"
         for name, over, low, high in at[
             ["benchmark", "over_random", "over_low", "over_high"]
         ].itertuples(index=False)
@@ -323,4 +323,4 @@ def _row(label: str, found: pd.DataFrame, names: list[str], columns: tuple[str, 
 
 def _headers(frame: pd.DataFrame, names: list[str]) -> list[str]:
     counts = frame.groupby("benchmark")["n"].max()
-    return [f"{name.removeprefix('pocket-')}\nn={counts[name]}" for name in names]
+    return [f"{name.replace('-', '-' + chr(10), 1)}\nn={counts[name]}" for name in names]

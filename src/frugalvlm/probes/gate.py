@@ -32,8 +32,8 @@ from frugalvlm.benchmarks.asking import Batches, answer
 from frugalvlm.benchmarks.base import EvalSplit, Sheet, mean_sheet
 from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.hosts import host_for
-from frugalvlm.methods import FasterVLM, FastV, Method, Random, Vanilla
-from frugalvlm.probes.controls import NoImageAfter, RandomCut, blanked, oracle_for
+from frugalvlm.methods import FasterVLM, FastV, Method, NoImageAfter, Random, Vanilla
+from frugalvlm.probes.controls import RandomCut, blanked, oracle_for
 
 SALIENT = "salient"  # categories that begin so ask about what stands out
 UNTOUCHED, GAP = 85.0, 20.0  # percent; points over the blank picture

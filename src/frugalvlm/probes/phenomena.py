@@ -33,9 +33,9 @@ from frugalvlm.digest import request_hash
 from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.formats import between
 from frugalvlm.hosts import Host, host_for
-from frugalvlm.methods import Vanilla
+from frugalvlm.methods import NoImageAfter, Vanilla
 from frugalvlm.pocket.scenes import make_scene
-from frugalvlm.probes.controls import NoImageAfter, coverage
+from frugalvlm.probes.controls import coverage
 from frugalvlm.probes.discrimination import accuracy_sheet, opened
 from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import accuracy_run

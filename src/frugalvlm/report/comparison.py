@@ -22,6 +22,7 @@ import pandas as pd
 
 from frugalvlm.digest import request_hash
 from frugalvlm.loading import model_hash
+from frugalvlm.methods import CONTROLS
 from frugalvlm.papers import all_papers
 from frugalvlm.paths import notebooks_dir, result_file, results_places, work_dir
 from frugalvlm.pocket.installed import WeightsError
@@ -193,10 +194,13 @@ class Comparison:
             layout = paper.pocket_table
             if layout is None or paper.status["pocket"] == "planned":
                 continue
+            total = layout.model.pocket_tokens
             cells = {
-                (paper.key, row.method, budget.pocket_tokens, column.id)
-                for row in layout.rows if row.method != layout.baseline
-                for budget in layout.budgets if budget.pocket_tokens
+                (paper.key, row.method, tokens, column.id)
+                for row, budget in layout.lines() if row.method != layout.baseline
+                for tokens in [budget.pocket_tokens if budget else total]
+                for tokens in [0 if row.once == "none" else tokens]
+                if tokens is not None
                 for column in layout.columns
             }  # fmt: skip
             gaps = cells - have
@@ -286,9 +290,14 @@ class Comparison:
         return frame.sort_values(["flops", "mean"], ascending=[True, False], ignore_index=True)
 
     def blocks(self) -> dict[tuple[str, int], list[Run]]:
-        """By paper and its budget the runs on the whole suite, best first; one run is no block."""
+        """By paper and its budget the runs on the whole suite, best first; one run is no block.
+
+        Methods only: controls are no rivals in a ranking.
+        """
         found: dict[tuple[str, int], list[Run]] = {}
         for run in self.whole:
+            if run.key in CONTROLS:
+                continue
             for paper in run.papers:
                 found.setdefault((paper, run.budget), []).append(run)
         names = [paper.key for paper in all_papers()]

@@ -82,7 +82,7 @@ def benchmarks_plot(comparison: Comparison) -> Figure:
                        linewidth=1.8, elinewidth=0.8)  # fmt: skip
         _tokens_axis(ax, known, comparison.total)
         ax.set_xlabel(f"visual tokens, mean over decoder layers (of {comparison.total})")
-        title = f"{name.removeprefix('pocket-')} (n = {int(known[f'{name}_n'].max())})"
+        title = f"{name} (n = {int(known[f'{name}_n'].max())})"
         ax.set_title(title, fontsize=10, loc="left")
     for ax in axes[len(names) :]:
         ax.remove()

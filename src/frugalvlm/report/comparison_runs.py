@@ -11,14 +11,13 @@ import numpy as np
 
 from frugalvlm.benchmarks import stats
 from frugalvlm.benchmarks.stats import Estimate
-from frugalvlm.methods import METHODS, VARIANTS, EncoderReducer, LayerReducer, Method
+from frugalvlm.methods import CONTROLS, METHODS, VARIANTS, EncoderReducer, LayerReducer, Method
 from frugalvlm.papers import all_papers
 from frugalvlm.report.display import labels_of
 from frugalvlm.verdicts.ranking import RESAMPLES
 from frugalvlm.verdicts.scored import Scored
 
 BASELINE = "vanilla"
-CONTROLS = ("random", "uniform", "avgpool", "downsample")  # do not look at what is in the picture
 FAMILIES = ("no choice", "before the decoder", "inside the decoder", "both")
 
 

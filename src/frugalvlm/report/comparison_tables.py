@@ -9,6 +9,7 @@ import pandas as pd
 
 from frugalvlm import measure
 from frugalvlm.formats import NONE_PRINTED, NOT_MEASURED, between, plus_minus
+from frugalvlm.methods import CONTROLS
 from frugalvlm.report.comparison import Comparison
 from frugalvlm.report.comparison_runs import method_of
 from frugalvlm.report.cost_tables import REALISED, rankable, realised
@@ -27,22 +28,34 @@ def accuracy_table(comparison: Comparison) -> Table:
     frame = comparison.frame()
     blocks = []
     for budget, own in frame.groupby("budget", sort=False):
-        rows = tuple(
-            (Cell(line["label"]), _tokens(line), *(_retained(line, c) for c in columns),
-             Cell(_names(line["papers"])))
-            for line in own.sort_values("mean", ascending=False).to_dict("records")
-        )  # fmt: skip
-        blocks.append(Block(f"{budget} of {comparison.total} visual tokens asked for", rows))
-    names = [name.removeprefix("pocket-") for name in comparison.benchmarks]
+        own = own.sort_values("mean", ascending=False)
+        control = own["method"].isin(CONTROLS)
+        heading = f"{budget} of {comparison.total} visual tokens asked for"
+        for part, minor in ((own[~control], False), (own[control], True)):
+            rows = tuple(
+                (Cell(line["label"]), _tokens(line), _flops(line),
+                 *(_retained(line, c) for c in columns), Cell(_names(line["papers"])))
+                for line in part.to_dict("records")
+            )  # fmt: skip
+            if rows or not minor:
+                blocks.append(Block("controls" if minor else heading, rows, minor))
     return Table(
         title="Score retained, % of the untouched model's",
-        headers=("method", "tokens\nasked/mean", "mean", *names, "recorded for"),
+        headers=(
+            "method",
+            "tokens\nasked/mean",
+            "FLOPs\n%",
+            "mean",
+            *(name.replace("-", "-\n", 1) for name in comparison.benchmarks),
+            "recorded for",
+        ),
         blocks=tuple(blocks),
         caption=(
             *comparison.caption(),
             "Retention with half the width of its 95 % bootstrap interval over pictures "
             "(paired: the same questions with and without the method). Tokens: asked for, and "
-            "the measured mean over decoder layers. Within a block sorted by the mean; what "
+            "the measured mean over decoder layers; FLOPs of the prefill. Within a block sorted by "
+            "the mean, methods and controls apart; what "
             "is no more than a few points apart may be no difference, see the ranking.",
         ),
         data=frame,
@@ -210,6 +223,11 @@ def _grams(joules: float | None, grid: float) -> float:
 
 def _tokens(line: Mapping[Any, Any]) -> Cell:
     return Cell(f"{line['budget']}/{line['tokens']:.4g}")
+
+
+def _flops(line: Mapping[Any, Any]) -> Cell:
+    share = line["flops_share"]
+    return Cell(NONE_PRINTED if share is None or pd.isna(share) else f"{share:.0f}")
 
 
 def _retained(line: Mapping[Any, Any], name: str) -> Cell:

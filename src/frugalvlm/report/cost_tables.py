@@ -199,12 +199,12 @@ def blueprint_table(
         for budget in (None, *model.budgets):
             tokens = model.tokens if budget is None else budget.paper_tokens
             methods = [
-                row.method
-                for row in layout.rows
-                if (row.method == layout.baseline) == (budget is None)
+                (line.method, 0 if line.once == "none" else tokens)
+                for line, own in layout.lines(model)
+                if own is budget
             ]
             rows = []
-            for method in methods:
+            for method, tokens in methods:
                 row = counted.get((model.name, method, tokens))
                 times = _printed_times(paper, model, method, budget)
                 if row is None or base is None:

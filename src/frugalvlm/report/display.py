@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 from rich.console import Console, ConsoleOptions, Group
 
-from frugalvlm.papers import Budget, LayoutModel, Paper, load_paper
+from frugalvlm.papers import Budget, Column, LayoutModel, Paper, load_paper
 from frugalvlm.report.latex import latex_table
-from frugalvlm.report.terminal import fits, terminal_table
+from frugalvlm.report.terminal import Minor, fits, terminal_table
 from frugalvlm.runs.records import Record
 
-TERMINAL = 120  # columns of a terminal that shows every column of a table
+TERMINAL = 140  # columns of a terminal that shows every column of a table
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows under one heading, e.g. all methods at one budget."""
+    """Rows under one heading, e.g. all methods at one budget.
+
+    `minor` ones belong to the block above and are set apart by a thin rule.
+    """
 
     heading: str
     rows: tuple[tuple[Cell, ...], ...]
+    minor: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Table:
         facts: scale, model, n and hardware, for the titles of figures.
         styles: rich style of cells with this very text.
         narrow: what a terminal of 80 columns shows; None: all columns, long cells folded.
+        more: tables about the same rows, shown below.
     """
 
     title: str
@@ -76,6 +81,7 @@ class Table:
     facts: Mapping[str, Any] = field(default_factory=dict)
     styles: Mapping[str, str] = field(default_factory=dict)
     narrow: Narrow | None = None
+    more: tuple[Table, ...] = ()
 
     def to_frame(self) -> pd.DataFrame:
         """The numbers; a copy."""
@@ -83,31 +89,35 @@ class Table:
 
     def to_rich(self, width: int = TERMINAL) -> Group:
         """For a terminal so many columns wide; where it has no room for all, `narrow` decides."""
-        blocks = [(b.heading, [[c.short for c in row] for row in b.rows]) for b in self.blocks]
+        blocks = [(_headed(b), [[c.short for c in row] for row in b.rows]) for b in self.blocks]
         headers, notes = list(self.headers), list(self.caption)
         if self.narrow is not None and not fits(headers, blocks, width):
             columns = list(self.narrow.headers)
             tight = [[[row[i].tight or row[i].short for i in columns] for row in b.rows]
                      for b in self.blocks]  # fmt: skip
-            blocks = [(b.heading, rows) for b, rows in zip(self.blocks, tight, strict=True)]
+            blocks = [(_headed(b), rows) for b, rows in zip(self.blocks, tight, strict=True)]
             headers = list(self.narrow.headers.values())
             notes.append(self._left_out(self.narrow))
-        return terminal_table(self.title, headers, blocks, notes, width, self.styles)
+        shown = terminal_table(self.title, headers, blocks, notes, width, self.styles)
+        below = [table.to_rich(width) for table in self.more]
+        return Group(shown, *below) if below else shown
 
     def to_latex(self, label: str = "") -> str:
         r"""For a paper, with booktabs; `label` is what `\ref` finds."""
-        blocks = [(b.heading, [[c.brief or c.short for c in row] for row in b.rows])
+        blocks = [(_headed(b), [[c.brief or c.short for c in row] for row in b.rows])
                   for b in self.blocks]  # fmt: skip
-        return latex_table(self.title, self.headers, blocks, self.caption, label)
+        own = latex_table(self.title, self.headers, blocks, self.caption, label)
+        return "\n".join([own, *(table.to_latex() for table in self.more)])
 
     def to_html(self) -> str:
         """Self-contained, for notebooks and pages."""
         head = "".join(f'<th scope="col">{_html(h)}</th>' for h in self.headers)
         body = "".join(self._html_block(block) for block in self.blocks)
         notes = "".join(f"<p>{_html(line)}</p>" for line in self.caption)
+        more = "".join(table.to_html() for table in self.more)
         return (
             f'<div class="frugalvlm">{_CSS}<table><caption>{_html(self.title)}</caption>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}</div>"
+            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{notes}</div>{more}"
         )
 
     def to_markdown(self) -> str:
@@ -116,11 +126,13 @@ class Table:
         for block in self.blocks:
             if block.heading:
                 blank = [""] * (len(self.headers) - 1)
-                lines.append(_pipes([f"**{_markdown(block.heading)}**", *blank]))
+                mark = "*" if block.minor else "**"
+                lines.append(_pipes([f"{mark}{_markdown(block.heading)}{mark}", *blank]))
             for row in block.rows:
                 lines.append(_pipes([_markdown(c.brief or c.short) for c in row]))
         notes = "\n\n".join(_markdown(line) for line in self.caption)
-        return "\n".join([f"**{_markdown(self.title)}**", "", *lines, "", notes]) + "\n"
+        own = "\n".join([f"**{_markdown(self.title)}**", "", *lines, "", notes]) + "\n"
+        return "\n".join([own, *(table.to_markdown() for table in self.more)])
 
     def _left_out(self, narrow: Narrow) -> str:
         left = [h.replace("\n", " ") for i, h in enumerate(self.headers) if i not in narrow.headers]
@@ -130,7 +142,10 @@ class Table:
 
     def _html_block(self, block: Block) -> str:
         span = len(self.headers)
-        heading = f'<tr><th colspan="{span}" scope="rowgroup">{_html(block.heading)}</th></tr>'
+        kind = ' class="minor"' if block.minor else ""
+        heading = (
+            f'<tr><th{kind} colspan="{span}" scope="rowgroup">{_html(block.heading)}</th></tr>'
+        )
         rows = ""
         for row in block.rows:
             cells = "".join(f"<td>{_html(c.long or c.short)}</td>" for c in row)
@@ -142,6 +157,10 @@ class Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Group]:
         yield self.to_rich(options.max_width)
+
+
+def _headed(block: Block) -> str | Minor:
+    return Minor(block.heading) if block.minor else block.heading
 
 
 def budget_at(budget: Budget, scale: str, model: LayoutModel, total: int) -> int | None:
@@ -206,6 +225,26 @@ def budget_heading(tokens: int, total: int, budget: Budget | None, model: Layout
     return f"{tokens} of {total} visual tokens ({100 * tokens / total:.1f} %{paper})"
 
 
+def column_name(column: Column) -> str:
+    """What to call a column: a pocket benchmark is never called by an official name alone."""
+    if not column.id.startswith("pocket-"):
+        return column.label
+    return f"pocket-\n{column.label}" + ("-hd" if column.id.endswith("-hd") else "")
+
+
+def stands_for(columns: Sequence[Column]) -> tuple[str, ...]:
+    """A sentence on what pocket columns are; none where there are none."""
+    names = [
+        f"{column_name(c)} ({c.paper_benchmark})".replace("\n", "")
+        for c in columns
+        if c.id.startswith("pocket-") and c.paper_benchmark
+    ]
+    if not any(c.id.startswith("pocket-") for c in columns):
+        return ()
+    printed = f" Printed beside them are the official ones: {', '.join(names)}." if names else ""
+    return (f"Columns are this kit's own pocket benchmarks, no official sets.{printed}",)
+
+
 def labels_of(paper: Paper | str | None) -> dict[str, str]:
     """What a paper's layouts call its methods, by key; the pocket tables' names come first."""
     if paper is None:
@@ -254,6 +293,8 @@ _CSS = """<style>
 border-bottom:1px solid rgba(128,128,128,0.35)}
 .frugalvlm td:first-child,.frugalvlm th:first-child,.frugalvlm th[colspan]{text-align:left}
 .frugalvlm th[colspan]{background:rgba(128,128,128,0.12)}
+.frugalvlm th.minor{background:none;font-weight:normal;font-style:italic;
+border-top:1px solid rgba(128,128,128,0.7);padding:0.1em 0.5em}
 .frugalvlm td span,.frugalvlm th span,.frugalvlm p span{white-space:nowrap}
 .frugalvlm p{font-size:0.85em;max-width:60em;margin:0.4em 0}
 </style>"""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from frugalvlm.report.terminal import Minor
+
 __all__ = ["latex_table"]
 
 # Signs that LaTeX's usual fonts lack, or that mean something else in text.
@@ -51,8 +53,10 @@ def latex_table(
     body: list[str] = []
     for heading, own in blocks:
         if heading:
-            body += [r"\midrule"] if body else []
-            span = rf"\multicolumn{{{len(headers)}}}{{l}}"
+            minor, columns = isinstance(heading, Minor), len(headers)
+            rule = rf"\cmidrule(lr){{1-{columns}}}" if minor else r"\midrule"
+            body += [rule] if body else []
+            span = rf"\multicolumn{{{columns}}}{{l}}"
             body.append(rf"{span}{{\emph{{{_text(heading)}}}}} \\")
         body += [lines[first + i] for i in range(len(own))]
         first += len(own)

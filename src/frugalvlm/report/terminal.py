@@ -12,7 +12,14 @@ from rich.text import Text
 
 from frugalvlm.formats import NOT_MEASURED
 
-__all__ = ["fits", "terminal_table"]
+__all__ = ["Minor", "fits", "terminal_table"]
+
+
+class Minor(str):
+    """A heading below which the block above goes on: a thin rule with a word."""
+
+    __slots__ = ()
+
 
 Rows = Sequence[Sequence[str]]
 Blocks = Sequence[tuple[str, Rows]]
@@ -57,7 +64,10 @@ def terminal_table(
     shown: list[Text | RichTable | Padding] = [Text(title, style="bold"), Text("")]
     shown.append(table((), show_header=True))
     for heading, rows in blocks:
-        if heading:
+        if isinstance(heading, Minor):
+            rule = f"{heading} ".ljust(min(width, _total(widths, gap)), "╌")
+            shown.append(Text(rule, style="dim"))
+        elif heading:
             shown.append(Text(heading, style="cyan"))
         shown.append(table(rows, show_header=False))
     return Group(*shown, Text(""), *(Text(note, style="dim") for note in notes), Text(""))

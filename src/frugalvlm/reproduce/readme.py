@@ -155,14 +155,17 @@ def _short(paper: str, table: str) -> Callable[[Path, Mapping[str, str]], str]:
         records = _pinned(results / "pocket" / paper / "records", pins)
         data = accuracy_table(paper, table, records).data
         total = data["budget"].max()
-        means = data[(data["benchmark"] == "mean") & (data["budget"] < total)]
+        means = data[(data["benchmark"] == "mean") & (data["budget"] < total) & ~data["once"]]
         budgets = sorted(means["budget"].unique(), reverse=True)
         lines = [
             f"| method | {' | '.join(f'{b} of {total} tokens' for b in budgets)} |",
             f"| --- | {' | '.join('---:' for _ in budgets)} |",
         ]
         for label, own in means.groupby("label", sort=False):
-            cells = [_mean(line) for b in budgets for _, line in own[own["budget"] == b].iterrows()]
+            if own["retention"].isna().all() and means["retention"].notna().any():
+                continue
+            at = {line["budget"]: _mean(line) for line in own.to_dict("records")}
+            cells = [at.get(b, NOT_MEASURED) for b in budgets]
             lines.append(f"| {label} | {' | '.join(cells)} |")
         n = int(means["n"].max())
         note = (

@@ -10,7 +10,7 @@ from frugalvlm import measure
 from frugalvlm.door.papers import Bench, run_pocket
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import method_class
-from frugalvlm.papers import load_paper
+from frugalvlm.papers import Budget, LayoutModel, Row, load_paper
 from frugalvlm.runs import records
 from frugalvlm.runs.blueprint import blueprint, count
 from frugalvlm.runs.identity import code_hash
@@ -41,14 +41,9 @@ def run_blueprint(
     places = [place / "records" for place in folders_of(key, "blueprint")]
     folder = places[0]
     records.clear_left_over(folder)
-    cells = [
-        (layout.name, row.method, budget.paper_tokens if budget else layout.tokens,
-         (budget.per_crop or budget.paper_tokens) if budget else layout.tokens // layout.crops)
-        for layout in table.models
-        for budget in (None, *layout.budgets)
-        for row in table.rows
-        if (row.method == table.baseline) == (budget is None)
-    ]  # fmt: skip
+    rows_at = [(layout, *line) for layout in table.models for line in table.lines(layout)]
+    cells = [(layout.name, row.method, *_tokens(layout, row, budget))
+             for layout, row, budget in rows_at]  # fmt: skip
     request: dict[str, Any] = {
         "scale": "blueprint",
         "model": "blueprint",
@@ -73,11 +68,11 @@ def run_blueprint(
             reporter.advance(len(cells))
             return [found, *beside]
     started, rows, model, name = time.monotonic(), [], None, ""
-    for layout, method, tokens, per_crop in cells:
-        if model is None or layout != name:
-            model, name = blueprint(layout).build(), layout
-        own = planned(table, method, per_crop, host_for(model).shape)
-        rows.append(count(model, layout, own, tokens))
+    for (layout, row, budget), (_, _, tokens, per_crop) in zip(rows_at, cells, strict=True):
+        if model is None or layout.name != name:
+            model, name = blueprint(layout.name).build(), layout.name
+        own = planned(table, row, budget, per_crop, host_for(model).shape)
+        rows.append(count(model, name, own, tokens))
         reporter.advance(1)
     record = {
         "kind": "blueprint", "status": "complete", "request": request, "rows": rows,
@@ -85,6 +80,13 @@ def run_blueprint(
     }  # fmt: skip
     records.write(folder / f"{stem}.json", record)
     return [record, *beside]
+
+
+def _tokens(model: LayoutModel, row: Row, budget: Budget | None) -> tuple[int, int]:
+    """Visual tokens that a row asks for: as the paper counts them, and per crop."""
+    if budget is not None:
+        return budget.paper_tokens, budget.per_crop or budget.paper_tokens
+    return (0, 0) if row.once == "none" else (model.tokens, model.tokens // model.crops)
 
 
 Runner = Callable[[str, Options | None, Reporter | None], list[records.Record]]

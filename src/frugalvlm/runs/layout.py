@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel, ProcessorMixin
 
@@ -10,7 +10,7 @@ from frugalvlm.errors import FrugalError
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS, VARIANTS, Method, method_class
 from frugalvlm.methods.schedules import at_mean
-from frugalvlm.papers import Paper, Table
+from frugalvlm.papers import Budget, Paper, Row, Table
 from frugalvlm.papers.classes import suggestion
 from frugalvlm.runs.guides import with_guide
 from frugalvlm.runs.options import Options
@@ -59,16 +59,31 @@ def rows_of(table: Table, options: Options, patches: int | None = None) -> list[
         options: say how many of its budgets to run.
         patches: per crop of the model, to which budgets are scaled; None: the pocket model's.
     """
-    tokens = table.model.pocket_tokens if patches is None else patches
-    if tokens is None or table.model.pocket_tokens is None:
+    return [(line.row.method, line.tokens) for line in _lines(table, options, patches)]
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A row at a budget, and what that means here, per crop."""
+
+    row: Row
+    budget: Budget | None
+    tokens: int
+
+
+def _lines(table: Table, options: Options, patches: int | None) -> list[_Line]:
+    total = table.model.pocket_tokens if patches is None else patches
+    if total is None or table.model.pocket_tokens is None:
         raise ScaleError(f"Table '{table.id}' has no pocket budgets.")
-    scaled = [table.model.kept(budget, tokens) for budget in table.budgets]
-    budgets = [budget for budget in scaled if budget is not None]
-    others = [row.method for row in table.rows if row.method != table.baseline]
-    return [
-        (table.baseline, tokens),
-        *((method, budget) for budget in budgets[: options.budgets] for method in others),
-    ]
+    scaled = {id(b): table.model.kept(b, total) for b in table.budgets}
+    asked = [b for b in table.budgets if scaled[id(b)] is not None][: options.budgets]
+    lines = []
+    for row, budget in table.lines():
+        if budget is None:
+            lines.append(_Line(row, None, 0 if row.once == "none" else total))
+        elif budget in asked:
+            lines.append(_Line(row, budget, scaled[id(budget)] or 0))
+    return lines
 
 
 def plan_of(
@@ -113,21 +128,40 @@ def possible_plan(
     shape = host_for(model).shape
     plan: list[tuple[Method, int]] = []
     skipped: list[Skipped] = []
-    for key, budget in rows_of(table, options, shape.patches):
+    for line in _lines(table, options, shape.patches):
         try:
-            method = planned(table, key, budget, shape)
+            method = planned(table, line.row, line.budget, line.tokens, shape)
             method.check(shape)
-            plan.append((method, budget))
+            plan.append((method, line.tokens))
         except (BudgetError, UnsupportedError) as error:
-            skipped.append(Skipped(key, budget, error))
+            skipped.append(Skipped(line.row.method, line.tokens, error))
     return with_guide(plan, options, processor), skipped
 
 
-def planned(table: Table, key: str, budget: int, shape: Shape) -> Method:
-    """A row's method at a budget of its table: the method's own, or a mean over decoder layers."""
+def planned(table: Table, row: Row, budget: Budget | None, tokens: int, shape: Shape) -> Method:
+    """A row's method at a budget of its table: the method's own, or a mean over decoder layers.
+
+    Args:
+        table: the layout; its budgets may be means.
+        row: of it; may have parameters of its own.
+        budget: of one of its models; None: of a row above all blocks.
+        tokens: what the budget means here, per crop.
+        shape: of the model.
+    """
+    if row.once is not None:  # its budget says nothing
+        return budgeted(row.method, None, shape.patches)
     if table.mean_budgets:
-        return at_mean(method_class(key), budget, shape.patches, shape.decoder_layers)
-    return budgeted(key, budget, shape.patches)
+        kind = method_class(row.method)
+        method = at_mean(kind, tokens, shape.patches, shape.decoder_layers)
+    else:
+        method = budgeted(row.method, tokens, shape.patches)
+    if not row.values or budget is None:
+        return method
+    place = [b for model in table.models for b in model.budgets].index(budget)
+    own = {name: values[place] for name, values in row.values.items()}
+    if "kept_tokens" in own:
+        own["kept_tokens"] = max(1, round(own["kept_tokens"] * shape.patches))
+    return replace(method, **own)
 
 
 def budgeted(key: str, budget: int | None, total: int) -> Method:
