@@ -7,6 +7,7 @@ from frugalvlm.methods.avgpool import AvgPool
 from frugalvlm.methods.base import Composed, EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.divprune import DivPrune
 from frugalvlm.methods.downsample import Downsample
+from frugalvlm.methods.dyvte import DyVTE, DyVTEFastV, DyVTERate, ManualExit
 from frugalvlm.methods.early_exit import EarlyExit
 from frugalvlm.methods.fastervlm import FasterVLM
 from frugalvlm.methods.fastv import FastV
@@ -29,11 +30,14 @@ METHODS: dict[str, type[Method]] = {
         Vanilla, Random, Uniform, AvgPool, Downsample, ToMe, DivPrune, PruMergePlus, FastV,
         FasterVLM, VisionZip, VisionZipMean, EarlyExit, AIM, AIMMask,
         PyramidDrop, GSearch,
-        SparseVLM, SparseVLMRank, SGL,
+        SparseVLM, SparseVLMRank, SGL, DyVTE,
     )
 }  # fmt: skip
 # What papers compare with themselves in ablations: known by name, but no methods of their own.
-VARIANTS: dict[str, type[Method]] = {kind.key: kind for kind in (AIMMerge, AIMEarly, AIMVideo)}
+VARIANTS: dict[str, type[Method]] = {
+    kind.key: kind
+    for kind in (AIMMerge, AIMEarly, AIMVideo, ManualExit, DyVTERate, DyVTEFastV)
+}  # fmt: skip
 KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
 
 # `help()` wants plain text where a class keeps its docstring, not something that makes it.
