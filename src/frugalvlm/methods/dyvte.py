@@ -111,9 +111,7 @@ class DyVTE(TrainedMethod, LayerReducer):
     def keep(self, view: LayerView) -> Kept:
         """All visual tokens of a prompt, or none."""
         left = self.exits(view)
-        counts = tuple(
-            0 if gone else n for gone, n in zip(left.tolist(), view.counts, strict=True)
-        )
+        counts = tuple(0 if gone else n for gone, n in zip(left.tolist(), view.counts, strict=True))
         every = torch.arange(max(counts), device=view.visual.device)
         return Kept(every.expand(len(counts), -1), counts)
 
@@ -147,6 +145,7 @@ class DyVTERate(DyVTE):
     """DyVTE with a knob, which the paper does not have: exit where p[1] is above `threshold`."""
 
     key: ClassVar[str] = "dyvte_rate"
+    weights_of: ClassVar[str] = "dyvte"
     threshold: Annotated[Share, "of p[1]; 0.5 is DyVTE, less exits earlier"] = 0.5
 
     def fires(self, logits: Float[Tensor, "prompts 2"]) -> Bool[Tensor, " prompts"]:
@@ -159,6 +158,7 @@ class DyVTEFastV(DyVTE):
     """DyVTE and FastV together, as released: FastV's cut before layer `k`, gates everywhere."""
 
     key: ClassVar[str] = "dyvte_fastv"
+    weights_of: ClassVar[str] = "dyvte"
     kept_tokens: Annotated[Tokens, "what FastV keeps of a crop; half of them in the paper"] = 288
     k: Annotated[int, Limits(1), "FastV's K, decoder layers that keep all"] = 2
 
@@ -221,8 +221,8 @@ class ManualExit(LayerReducer):
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
         """One cut; none where all layers see the picture."""
-        whole = self.after is None or self.after >= decoder_layers
-        return () if whole else (self.after,)
+        after = decoder_layers if self.after is None else self.after
+        return (after,) if after < decoder_layers else ()
 
     def keep(self, view: LayerView) -> Kept:
         """Nothing."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import huggingface_hub
 import torch
@@ -152,8 +152,10 @@ class TrainedMethod(Method):
 
     Attributes:
         learnt: what was learnt; see `load`. None: nothing, and it cannot be put on a model.
+        weights_of: key of the method whose weights it takes; "": its own.
     """
 
+    weights_of: ClassVar[str] = ""
     learnt: Learnt | None = field(
         default=None, repr=False, compare=False, kw_only=True, metadata=RUNTIME
     )
@@ -178,9 +180,26 @@ class TrainedMethod(Method):
         if self.learnt is None:
             raise LearntError(
                 f"{self.key} has no weights yet: take what it learnt with "
-                f"{type(self).__name__}.load(NAME), or {train_command(self.key, model)}."
+                f"{type(self).__name__}.load(NAME), or {train_command(self.taught_as(), model)}."
             )
         return self.learnt
+
+    @classmethod
+    def taught_as(cls) -> str:
+        """Key of the method whose weights it takes."""
+        return cls.weights_of or cls.key
+
+    def for_model(self, name: str) -> Self:
+        """The same with what is installed for a model, unless it has learnt something already.
+
+        Args:
+            name: an embedded model, or the folder or Hub id of a model.
+
+        Raises:
+            LearntError: as `load`.
+        """
+        learnt = self.learnt or type(self).load(Path(name).name).learnt
+        return replace(self, learnt=learnt)
 
     @classmethod
     def load(cls, source: str, *, transfer: bool = False, **more: Any) -> Self:
@@ -195,8 +214,9 @@ class TrainedMethod(Method):
         Raises:
             LearntError: there are none, they are damaged, or another method's; says what to do.
         """
-        folder = _folder(cls.key, source)
-        about, tensors = _read(folder, cls.key, source)
+        key = cls.taught_as()
+        folder = _folder(key, source)
+        about, tensors = _read(folder, key, source)
         method = cls(**{**_plain(about["fields"]), **more})
         sizes = Sizes(**about["sizes"])
         own = method.build(sizes)
@@ -204,8 +224,7 @@ class TrainedMethod(Method):
             own.load_state_dict(_part("own.", tensors))
         except RuntimeError as error:
             raise LearntError(
-                f"{folder / WEIGHTS} does not fit its own {ABOUT}: "
-                f"{train_command(cls.key, source)}."
+                f"{folder / WEIGHTS} does not fit its own {ABOUT}: {train_command(key, source)}."
             ) from error
         learnt = Learnt(
             own.eval().requires_grad_(False), _part("tuned.", tensors), sizes, tensors["sample"],
@@ -227,7 +246,7 @@ class TrainedMethod(Method):
         if not hasattr(getattr(model, "config", None), "vision_config"):
             return operator_of(type(self))(self, model, placeholders)  # which says what it lacks
         learnt = self._needed(getattr(model, "name_or_path", "") or "NAME")
-        learnt.check(self.key, model)
+        learnt.check(self.taught_as(), model)
         ready = replace(self, learnt=learnt.to(next(model.parameters())))
         block = operator_of(type(self))(ready, model, placeholders)
         return _tuned(block, model, learnt.tuned) if learnt.tuned else block
@@ -304,14 +323,14 @@ def train_command(key: str, model: str) -> str:
 
 
 def _folder(key: str, source: str) -> Path:
+    installed = methods_dir() / key / source
+    if Path(source).name == source and installed.is_dir():
+        return installed
     if Path(source).is_dir():
         return Path(source)
     if source.count("/") == 1 and not source.startswith("."):
         return _fetched(key, source)
-    folder = methods_dir() / key / source
-    if not folder.is_dir():
-        raise LearntError(f"{key} has no weights for {source}: {train_command(key, source)}.")
-    return folder
+    raise LearntError(f"{key} has no weights for {source}: {train_command(key, source)}.")
 
 
 def _fetched(key: str, source: str) -> Path:

@@ -10,9 +10,10 @@ from frugalvlm.errors import FrugalError
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS, VARIANTS, Method, method_class
 from frugalvlm.methods.schedules import at_mean
+from frugalvlm.methods.trained import LearntError
 from frugalvlm.papers import Paper, Table
 from frugalvlm.papers.classes import suggestion
-from frugalvlm.runs.guides import with_guide
+from frugalvlm.runs.guides import with_guide, with_learnt
 from frugalvlm.runs.options import Options
 from frugalvlm.views import BudgetError, Shape, UnsupportedError
 
@@ -117,8 +118,8 @@ def possible_plan(
         try:
             method = planned(table, key, budget, shape)
             method.check(shape)
-            plan.append((method, budget))
-        except (BudgetError, UnsupportedError) as error:
+            plan.append((with_learnt(method, options.model), budget))
+        except (BudgetError, UnsupportedError, LearntError) as error:
             skipped.append(Skipped(key, budget, error))
     return with_guide(plan, options, processor), skipped
 

@@ -40,7 +40,7 @@ from frugalvlm.training.lesson import Objective, Recipe, TrainingError, lesson_o
 from frugalvlm.training.metering import metered
 
 LOGGED = 10  # steps between entries of the learning curve
-PROGRESS = "stages.json"  # how many stages are over, and how many seconds they took
+PROGRESS = "stages.json"  # how many stages are over
 _M = TypeVar("_M", bound=TrainedMethod)
 
 
@@ -96,7 +96,7 @@ def learn(
     torch.manual_seed(seed)
     own = method.build(sizes)
     prefixes = {prefix for recipe in recipes for prefix in recipe.trains}
-    with _lent(model.to(device), _inside(prefixes)):  # type: ignore[arg-type]
+    with _lent(model.to(device), _inside(prefixes)):
         held = _Held(own, model, prefixes).to(device)
         learnt = Learnt(held.own, {}, sizes, sample, name)
         objective = lesson.objective(replace(method, learnt=learnt), model)
@@ -166,7 +166,7 @@ def _stages(
 ) -> None:  # fmt: skip
     """Every stage that is not over yet."""
     folder, first = files.folder, 0
-    done, seconds = _over(folder)
+    done = _over(folder)
     if done:
         held.load_state_dict(load_file(folder / f"stage-{done - 1}.safetensors"))
     columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
@@ -186,10 +186,9 @@ def _stages(
             trainer.remove_callback(PrinterCallback)
             trainer.train(resume_from_checkpoint=_newest(where))
             stop_after = None if stop_after is None else stop_after - watch.steps_here
-            seconds += watch.seconds
             if watch.stopped:
                 return
-            _finish(folder, number, held, seconds)
+            _finish(folder, number, held)
             shutil.rmtree(where, ignore_errors=True)
 
 
@@ -224,9 +223,9 @@ class _Watch(TrainerCallback):
     ) -> None:  # fmt: skip
         self.held, self.files, self.stage, self.bar = held, files, stage, bar
         self.every, self.stop_after = checkpoint_every_s, stop_after
-        self.steps_here, self.stopped, self.seconds = 0, False, 0.0
+        self.steps_here, self.stopped = 0, False
         self.task = bar.add_task(f"stage {stage + 1}", total=recipe.steps, note="")
-        self.started = self.saved = time.monotonic()
+        self.saved = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """A run that goes on starts in the middle."""
@@ -242,7 +241,6 @@ class _Watch(TrainerCallback):
             note = " ".join(f"{k} {v:.3f}" for k, v in values.items())
             self.bar.update(self.task, note=note)
         self.bar.update(self.task, completed=step)
-        self.seconds = now - self.started
         if self.stop_after is not None and self.steps_here >= self.stop_after:
             self.stopped = control.should_training_stop = step < state.max_steps
         if self.stopped or now - self.saved > self.every:
@@ -267,21 +265,18 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _over(folder: Path) -> tuple[int, float]:
-    """How many stages are over, and the seconds of steps that they took."""
+def _over(folder: Path) -> int:
+    """How many stages are over."""
     path = folder / PROGRESS
-    if not path.exists():
-        return 0, 0.0
-    told = json.loads(path.read_text())
-    return told["over"], told["seconds"]
+    return json.loads(path.read_text())["over"] if path.exists() else 0
 
 
-def _finish(folder: Path, stage: int, held: _Held, seconds: float) -> None:
+def _finish(folder: Path, stage: int, held: _Held) -> None:
     """A stage is over; the pointer moves last."""
     weights = {k: v.detach().cpu().contiguous() for k, v in held.state_dict().items()}
     save_file(weights, folder / f"stage-{stage}.safetensors")
     pointer = folder / f"{PROGRESS}.tmp"
-    pointer.write_text(json.dumps({"over": stage + 1, "seconds": seconds}))
+    pointer.write_text(json.dumps({"over": stage + 1}))
     os.replace(pointer, folder / PROGRESS)
 
 
