@@ -7,7 +7,7 @@ from frugalvlm.methods.avgpool import AvgPool
 from frugalvlm.methods.base import Composed, EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.divprune import DivPrune
 from frugalvlm.methods.downsample import Downsample
-from frugalvlm.methods.dyvte import DyVTE, DyVTEFastV, DyVTERate, ManualExit
+from frugalvlm.methods.dyvte import DyVTE, DyVTEFastV, DyVTERate, ManualExit, TextOnly
 from frugalvlm.methods.early_exit import EarlyExit
 from frugalvlm.methods.fastervlm import FasterVLM
 from frugalvlm.methods.fastv import FastV
@@ -36,7 +36,7 @@ METHODS: dict[str, type[Method]] = {
 # What papers compare with themselves in ablations: known by name, but no methods of their own.
 VARIANTS: dict[str, type[Method]] = {
     kind.key: kind
-    for kind in (AIMMerge, AIMEarly, AIMVideo, ManualExit, DyVTERate, DyVTEFastV)
+    for kind in (AIMMerge, AIMEarly, AIMVideo, ManualExit, TextOnly, DyVTERate, DyVTEFastV)
 }  # fmt: skip
 KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
 

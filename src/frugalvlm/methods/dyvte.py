@@ -26,49 +26,70 @@ Narrower decoders have h = d / 2, as the paper's 7B.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from frugalvlm.methods.base import LayerReducer, check_budget
-from frugalvlm.methods.fields import Limits, Share, Tokens
+from frugalvlm.methods.base import EncoderReducer, LayerReducer, check_budget
+from frugalvlm.methods.fields import Limits, Share, Tokens, refuse
 from frugalvlm.methods.trained import Sizes, TrainedMethod
-from frugalvlm.views import BudgetError, Kept, LayerView, Shape, UnsupportedError, keep_top
+from frugalvlm.views import (
+    BudgetError,
+    EncoderView,
+    Kept,
+    LayerView,
+    Reduced,
+    Shape,
+    UnsupportedError,
+    keep_top,
+)
+
+Inputs = Literal["mean_text", "last_text", "mean_visual", "last_visual"]
+TEXT_INPUTS: tuple[Inputs, ...] = ("mean_text", "last_text")
 
 
 class Gate(nn.Module):
     """The paper's "hyper-network" of one layer: two linear maps without biases."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(2 * width, hidden, bias=False)
+        self.w1 = nn.Linear(features, hidden, bias=False)
         self.w2 = nn.Linear(hidden, 2, bias=False)
         for layer in (self.w1, self.w2):
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self, features: Float[Tensor, "prompts both"]) -> Float[Tensor, "prompts 2"]:
+    def forward(self, features: Float[Tensor, "prompts features"]) -> Float[Tensor, "prompts 2"]:
         """Logits of "keep" and "exit"."""
         return self.w2(nn.functional.gelu(self.w1(features)))
 
 
 def gate_input(
-    hidden: Float[Tensor, "batch length width"], text: Bool[Tensor, "batch length"]
-) -> Float[Tensor, "batch both"]:
-    """f_k (Eq. 1): mean of all but the last of the text, and its last.
+    hidden: Float[Tensor, "batch length width"],
+    parts: Mapping[str, Bool[Tensor, "batch length"]],
+    inputs: Sequence[Inputs] = TEXT_INPUTS,
+) -> Float[Tensor, "batch features"]:
+    """f_k (Eq. 1): of the text, say, the mean of all but the last, and the last.
 
     Args:
         hidden: what left a layer.
-        text: the text behind the picture; at least one position in each row.
+        parts: where "text" (behind the picture) and "visual" tokens stand; at least one in a row.
+        inputs: which vectors, in order.
     """
-    at = torch.arange(text.shape[1], device=text.device)
-    last = (text * at).argmax(1)
-    others = text & ((at != last[:, None]) | (text.sum(1, keepdim=True) == 1))
+    return torch.cat([_vector(hidden, parts[name.partition("_")[2]], name) for name in inputs], -1)
+
+
+def _vector(hidden: Tensor, part: Bool[Tensor, "batch length"], name: str) -> Tensor:
+    at = torch.arange(part.shape[1], device=part.device)
+    last = (part * at).argmax(1)
+    if name.startswith("last"):
+        return hidden[torch.arange(len(hidden), device=last.device), last]
+    others = part & ((at != last[:, None]) | (part.sum(1, keepdim=True) == 1))
     weights = (others / others.sum(1, keepdim=True)).to(hidden.dtype)
-    mean = (weights[:, None] @ hidden)[:, 0]
-    return torch.cat([mean, hidden[torch.arange(len(hidden), device=last.device), last]], -1)
+    return (weights[:, None] @ hidden)[:, 0]
 
 
 @dataclass(frozen=True)
@@ -83,6 +104,12 @@ class DyVTE(TrainedMethod, LayerReducer):
     hidden: Annotated[
         int | None, Limits(1), "h, width of a gate; None: d / 2, at most the paper's 2048"
     ] = None
+    inputs: Annotated[tuple[Inputs, ...], "what a gate sees; others in Table 4"] = TEXT_INPUTS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.inputs:
+            raise refuse(self, "inputs", "at least one of those vectors")
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
@@ -93,7 +120,8 @@ class DyVTE(TrainedMethod, LayerReducer):
     def build(self, sizes: Sizes) -> nn.Module:
         """A gate for each layer, the last included (the paper trains it, too)."""
         hidden = self.hidden or max(1, min(2048, sizes.width // 2))
-        return nn.ModuleList([Gate(sizes.width, hidden) for _ in range(sizes.decoder_layers)])
+        features = len(self.inputs) * sizes.width
+        return nn.ModuleList([Gate(features, hidden) for _ in range(sizes.decoder_layers)])
 
     def check(self, shape: Shape) -> None:
         """There must be layers to exit between."""
@@ -125,9 +153,10 @@ class DyVTE(TrainedMethod, LayerReducer):
         gone = torch.tensor([n == 0 for n in view.counts], device=view.hidden.device)
         if not any(view.counts):
             return gone
-        text, rows = text_behind(view), view.rows.unique()
-        logits = self.own[view.layer - 1](gate_input(view.hidden[rows], text[rows]))
-        fired = torch.zeros(len(text), dtype=torch.bool, device=gone.device)
+        rows = view.rows[~gone].unique()
+        parts = {"text": text_behind(view)[rows], "visual": visual_tokens(view)[rows]}
+        logits = self.own[view.layer - 1](gate_input(view.hidden[rows], parts, self.inputs))
+        fired = torch.zeros(len(view.hidden), dtype=torch.bool, device=gone.device)
         fired[rows] = self.fires(logits)
         return fired[view.rows] | gone
 
@@ -138,6 +167,14 @@ def text_behind(view: LayerView) -> Bool[Tensor, "batch length"]:
     index = view.text.index[view.rows]
     rows = view.rows[:, None].expand_as(index)
     return marked.index_put((rows, index), view.text.behind.long(), accumulate=True) > 0
+
+
+def visual_tokens(view: LayerView) -> Bool[Tensor, "batch length"]:
+    """The visual tokens of each prompt that are still there."""
+    batch, length = view.hidden.shape[:2]
+    marked = torch.zeros(batch, length + 1, dtype=torch.bool, device=view.hidden.device)
+    marked[view.rows[:, None], view.visual] = True  # padding slots lie behind the sequence
+    return marked[:, :length]
 
 
 @dataclass(frozen=True)
@@ -225,6 +262,27 @@ class ManualExit(LayerReducer):
         return (after,) if after < decoder_layers else ()
 
     def keep(self, view: LayerView) -> Kept:
-        """Nothing."""
+        """Nothing of any picture."""
         nothing = torch.zeros(len(view.counts), 0, dtype=torch.long, device=view.visual.device)
         return Kept(nothing, (0,) * len(view.counts))
+
+
+@dataclass(frozen=True)
+class TextOnly(EncoderReducer):
+    """The decoder gets no visual token at all: layer 0 of Figure 3."""
+
+    key: ClassVar[str] = "text_only"
+
+    @classmethod
+    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
+        """There is no budget to choose.
+
+        Raises:
+            BudgetError: always.
+        """
+        raise BudgetError("text_only keeps no visual token: make it with TextOnly().")
+
+    def reduce(self, view: EncoderView) -> Reduced:
+        """Nothing of any crop."""
+        nothing = torch.zeros(view.crops, 0, dtype=torch.long, device=view.patches.device)
+        return Reduced(view.patches[:, :0], nothing)

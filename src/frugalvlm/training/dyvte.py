@@ -41,7 +41,8 @@ class ExitObjective(Objective):
         host = host_for(self.model)
         layer = int(dice.integers(host.shape.decoder_layers))
         with torch.no_grad():
-            features, labels = lesson_of_layer(host, batch, layer)
+            hidden, parts, labels = lesson_of_layer(host, batch, layer)
+            features = gate_input(hidden, parts, self.method.inputs)
         own = self.method.own[layer]
         logits = own(features.to(own.w1.weight.dtype)).float()
         right = (logits.argmax(-1) == labels).float().mean()
@@ -51,8 +52,14 @@ class ExitObjective(Objective):
 
 def lesson_of_layer(
     host: Host, batch: Batch, layer: int
-) -> tuple[Float[Tensor, "batch both"], Int[Tensor, " batch"]]:
-    """What the gate of a layer (0-based) sees of each prompt, and what it should say of it."""
+) -> tuple[
+    Float[Tensor, "batch length width"], dict[str, Bool[Tensor, "batch length"]],
+    Int[Tensor, " batch"],
+]:  # fmt: skip
+    """What the gate of a layer (0-based) may see of each prompt, and what it should say of it.
+
+    States that left the layer, where the parts of the prompts stand (answers are none), and labels.
+    """
     ids, labels = batch["inputs"]["input_ids"], batch["labels"]
     pictures = host.placeholders(ids)
     real = batch["inputs"]["attention_mask"] > 0
@@ -63,7 +70,8 @@ def lesson_of_layer(
     head, both = host.model.lm_head, states[:, :-1].chunk(2)
     whole, without = (head(part[said]).float() for part in both)
     owner = said.nonzero()[:, 0]
-    return gate_input(seen.hidden, text), exit_labels(whole, without, labels[:, 1:][said], owner)
+    made = exit_labels(whole, without, labels[:, 1:][said], owner)
+    return seen.hidden, {"text": text, "visual": pictures}, made
 
 
 def exit_labels(
