@@ -98,7 +98,7 @@ def by_method(method: Any, row: list, host: str) -> tuple[list[list[float]], Ten
 
 def equal(a: tuple[list[list[float]], Tensor], b: tuple[list[list[float]], Tensor]) -> bool:
     same_gates = len(a[0]) == len(b[0]) and torch.allclose(
-        torch.tensor(a[0]).double(), torch.tensor(b[0]).double(), rtol=1e-6, atol=1e-9
+        torch.tensor(a[0]).double(), torch.tensor(b[0]).double(), rtol=1e-9, atol=1e-9
     )
     return same_gates and torch.allclose(a[1], b[1], rtol=1e-9, atol=1e-9)
 

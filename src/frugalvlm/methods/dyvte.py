@@ -88,8 +88,9 @@ def _vector(hidden: Tensor, part: Bool[Tensor, "batch length"], name: str) -> Te
     if name.startswith("last"):
         return hidden[torch.arange(len(hidden), device=last.device), last]
     others = part & ((at != last[:, None]) | (part.sum(1, keepdim=True) == 1))
-    weights = (others / others.sum(1, keepdim=True)).to(hidden.dtype)
-    return (weights[:, None] @ hidden)[:, 0]
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    sums = (others[:, None].to(wide) @ hidden.to(wide))[:, 0]
+    return (sums / others.sum(1, keepdim=True)).to(hidden.dtype)
 
 
 @dataclass(frozen=True)
