@@ -276,12 +276,9 @@ class TextOnly(EncoderReducer):
 
     @classmethod
     def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """There is no budget to choose.
-
-        Raises:
-            BudgetError: always.
-        """
-        raise BudgetError("text_only keeps no visual token: make it with TextOnly().")
+        """Nothing is kept, whatever the budget."""
+        check_budget(kept_tokens, total_tokens)
+        return cls()
 
     def reduce(self, view: EncoderView) -> Reduced:
         """Nothing of any crop."""
