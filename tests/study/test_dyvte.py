@@ -52,27 +52,32 @@ def test_entropy_of_the_texts_attention_to_itself():
     assert dyvte.text_entropy(maps, TEXT) == pytest.approx(sum(terms) / len(terms))
 
 
+def look(rows: list) -> dict:
+    """In single precision: eager maps of doubles are no numbers where padding sees nothing."""
+    model = model_for("llava_clip", dtype=torch.float32)
+    with torch.inference_mode():
+        return dyvte._look(model, prompt("llava_clip", rows, dtype=torch.float32))
+
+
 @pytest.fixture(scope="module")
 def looked():
-    with torch.inference_mode():
-        return dyvte._look(model_for("llava_clip"), prompt("llava_clip", ROWS))
+    return look(ROWS)
 
 
-def test_layers_that_see_the_picture_are_the_untouched_models(looked):
+def test_states_change_behind_the_first_layer_that_sees_no_picture(looked):
+    """In that layer itself the text's queries and keys, and their shares, are what they were."""
     full = np.array(looked["full"])
     for name, after in (("quarter", 1), ("half", 2), ("three_quarters", 3)):
         own = np.array(looked[name])
-        np.testing.assert_allclose(own[:, :after], full[:, :after], rtol=1e-5)
-        assert np.abs(own[:, after:] - full[:, after:]).min() > 1e-4, "nothing changed behind it"
+        np.testing.assert_allclose(own[:, : after + 1], full[:, : after + 1], rtol=1e-4)
+        assert (np.abs(own - full)[:, after + 1 :] > 1e-3).all(), "nothing changed behind it"
     assert np.array(looked["cross"]).shape == (len(ROWS), LAYERS)
 
 
 def test_prompts_of_a_batch_are_looked_at_alone(looked):
     for i, row in enumerate(ROWS):
-        with torch.inference_mode():
-            alone = dyvte._look(model_for("llava_clip"), prompt("llava_clip", [row]))
-        for name, values in alone.items():
-            np.testing.assert_allclose(values[0], looked[name][i], rtol=1e-4, err_msg=name)
+        for name, values in look([row]).items():
+            np.testing.assert_allclose(values[0], looked[name][i], rtol=1e-3, err_msg=name)
 
 
 def test_figures_hold_their_intervals(looked):
@@ -116,7 +121,8 @@ def test_exit_layers_count_from_0():
         "kind": "accuracy", "status": "complete",
         "request": {"method": {"method": "dyvte"}, "benchmark": "pocket-gqa", "budget": 144},
         "tokens": {"per_layer": [144.0, 144.0, 72.0, 0.0], "spread": [[144, 144], [0, 0]]},
-        "metrics": {"headline": {"value": 50.0}}, "provenance": {"created": "2026-01-01T00:00:00"},
+        "metrics": {"headline": {"value": 50.0}},
+        "provenance": {"created": "2026-01-01T00:00:00", "machine": "m"},
     }  # fmt: skip
     frame = dyvte.exit_frame([record])
     assert frame.loc[0, "exit"] == 1.5  # layers 0 to 1.5: two and a half have seen it
