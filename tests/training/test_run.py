@@ -218,6 +218,11 @@ def test_a_recipe_that_trains_nothing_is_refused(opened, tmp_path, toy_lesson):
         Recipe(2, 4, 1e-3, parts=3)
 
 
+def test_a_second_gpu_is_named_by_the_environment(opened, tmp_path):
+    with pytest.raises(TrainingError, match="CUDA_VISIBLE_DEVICES=1 and name the device 'cuda'"):
+        taught(opened, tmp_path, device="cuda:1")
+
+
 def test_methods_without_a_lesson():
     from frugalvlm.methods import FastV
 

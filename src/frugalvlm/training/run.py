@@ -79,8 +79,13 @@ def learn(
         The method with what it learnt, on the CPU.
 
     Raises:
-        TrainingError: the folder holds another run, or nothing in it is trained.
+        TrainingError: the folder holds another run, nothing is trained, or a second GPU is named.
     """
+    if device not in ("cpu", "cuda", "cuda:0"):
+        raise TrainingError(
+            f"Training runs on the first GPU that it sees, not on {device}: set "
+            f"CUDA_VISIBLE_DEVICES={device.rpartition(':')[2]} and name the device 'cuda'."
+        )
     lesson = lesson_of(type(method))
     examples = PocketExamples.for_processor(processor, seed) if examples is None else examples
     identity = {
