@@ -82,7 +82,8 @@ def compare(
 
 @task(
     help={
-        "model": "embedded model to train",
+        "model": "embedded model to train (on)",
+        "method": "key of a method to train on the model, as it is",
         "folder": "where checkpoints go; an interrupted run continues from here",
         "device": "cpu, cuda or cuda:N",
         "seed": "decides initial weights and questions",
@@ -90,11 +91,14 @@ def compare(
         "check": "only retrain the first steps of every stage and compare with the shipped losses",
     }
 )
-def train(c: Context, model=None, folder=None, device=None, seed=None, more=None, check=False):
-    """Train an embedded model, or continue an interrupted run, and install its weights."""
+def train(
+    c: Context, model=None, method=None, folder=None, device=None, seed=None, more=None, check=False
+):
+    """Train an embedded model, or a method on one, or continue; and install the weights."""
     _frugalvlm(
-        "train", model=model, folder=folder, device=device, seed=seed, more=more, check=check
-    )
+        "train", model=model, method=method, folder=folder, device=device, seed=seed, more=more,
+        check=check,
+    )  # fmt: skip
 
 
 @task(help={"method": "key of the method", "paper": "key of the paper"})

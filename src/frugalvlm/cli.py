@@ -99,9 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--repeats", metavar="N", help="rounds of the time measurement, at least 2")
     own.add_argument("--force", action="store_true", help="run again although there are records")
     own.add_argument("--publish", action="store_true", help="copy the pages to results/")
-    own = verb("train", _train, "Train an embedded model, or continue an interrupted run, and "
-               "install its weights.")  # fmt: skip
-    own.add_argument("--model", default="pocket-llava-base", help="embedded model to train")
+    own = verb("train", _train, "Train an embedded model, or a method on one (--method), or "
+               "continue an interrupted run, and install the weights.")  # fmt: skip
+    own.add_argument("--model", default="pocket-llava-base", help="embedded model to train (on)")
+    own.add_argument("--method", metavar="KEY", help="method to train on the model, as it is")
     own.add_argument("--folder", default="", help="where checkpoints go, to continue from")
     own.add_argument("--device", help="cpu, cuda or cuda:N")
     own.add_argument("--seed", metavar="N", help="decides initial weights and questions")
@@ -237,6 +238,11 @@ def _train(given: argparse.Namespace) -> None:
         raise OptionError("--check takes the shipped recipe: leave --more, --seed, --folder out.")
     if given.folder and Path(given.folder).is_file():
         raise OptionError(f"--folder is a folder for checkpoints, and {given.folder} is a file.")
+    if given.method is not None:
+        if given.check or given.more is not None:
+            raise OptionError("--check and --more are for models: leave them out with --method.")
+        _from("probes.methods").train_method(given.method, given.model, given.folder, device, seed)
+        return
     training = _from("probes.training")
     if given.check:
         training.check(given.model, device)

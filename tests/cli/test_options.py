@@ -54,6 +54,10 @@ WRONG = [
     (("train", "--model", "pocket-none"), "Known: pocket-llava-base"),
     (("train", "--folder", __file__), "is a file"),
     (("train", "--check", "--seed", "1"), "leave --more, --seed"),
+    (("train", "--method", "none"), "Known methods: vanilla"),
+    (("train", "--method", "fastv"), "Methods that learn: dyvte"),
+    (("train", "--method", "dyvte", "--model", "llava-hf/llava-1.5-7b-hf"), "no embedded model"),
+    (("train", "--method", "dyvte", "--check"), "leave them out with --method"),
     (("bench", "--device", "x"), "cpu, cuda"),
     (("new",), "either --method"),
 ]

@@ -90,11 +90,11 @@ def check_reduced(key: str, view: EncoderView, answer: Reduced) -> None:
             assert all(-1 <= slot < count for slot in merged[crop]), "merged into no token"
 
 
-def check_kept(view: LayerView, answer: Kept) -> None:
+def check_kept(view: LayerView, answer: Kept, least: int = 1) -> None:
     """What every layer reducer's answer must be; one message per mistake."""
     assert len(answer.counts) == len(view.counts) == len(answer.index), "an answer for every image"
     for row, count, there in zip(answer.index.tolist(), answer.counts, view.counts, strict=True):
-        assert 1 <= count <= min(len(row), there), "a count beyond the tokens"
+        assert least <= count <= min(len(row), there), "a count beyond the tokens"
         own = row[:count]
         assert all(0 <= place < there for place in own), "a token that is not there"
         assert len(set(own)) == len(own), "a token is kept twice"

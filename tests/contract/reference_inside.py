@@ -1,17 +1,18 @@
-"""AIM and SparseVLM by another route: one token at a time, and layers run by hand.
+"""AIM, SparseVLM and DyVTE by another route: one token at a time, and layers run by hand.
 
 Nothing here calls the kit's views, hosts, methods or surgery.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-INSIDE = ("aim", "aim_mask", "sparsevlm", "sparsevlm_rank")
+INSIDE = ("aim", "aim_mask", "sparsevlm", "sparsevlm_rank", "dyvte")
 
 
 # -- merging -------------------------------------------------------------------------------------
@@ -143,6 +144,30 @@ def aim_plan(method: Any, model: Any, embeds: Tensor, places: list[list[int]]) -
     return plan
 
 
+@torch.no_grad()
+def dyvte_plan(weights: dict, model: Any, embeds: Tensor, places: list[list[int]]) -> dict:
+    """Behind which layer all visual tokens are hidden, by two sums over the text and a gate."""
+    visual, length = [p for image in places for p in image], embeds.shape[1]
+    text = sorted({
+        p
+        for image in places
+        for p in [q for q in range(image[-1] + 1, length) if q not in visual] or [length - 1]
+    })  # fmt: skip
+    decoder = model.model.language_model
+    states = decoder(inputs_embeds=embeds, output_hidden_states=True, use_cache=False).hidden_states
+    for layer in range(len(decoder.layers) - 1) if places else ():
+        x = [states[layer + 1][0, p].tolist() for p in text]
+        before = x[:-1] or x
+        features = [sum(column) / len(before) for column in zip(*before, strict=True)] + x[-1]
+        w1, w2 = (weights[f"{layer}.{name}.weight"].tolist() for name in ("w1", "w2"))
+        inner = [sum(w * f for w, f in zip(row, features, strict=True)) for row in w1]
+        inner = [v * 0.5 * (1 + math.erf(v / math.sqrt(2))) for v in inner]
+        keep, leave = (sum(w * v for w, v in zip(row, inner, strict=True)) for row in w2)
+        if leave > keep:
+            return {layer + 1: visual}
+    return {}
+
+
 # -- recycling -----------------------------------------------------------------------------------
 
 
@@ -266,7 +291,10 @@ def inside_logits(
     if method.key.startswith("sparsevlm"):
         return sparse_run(method, model, embeds, places, crops, prompt)
     masks, layers = method.key == "aim_mask", model.config.text_config.num_hidden_layers
-    plan = aim_plan(method, model, embeds[:, :prompt], places)
+    if method.key == "dyvte":
+        plan = dyvte_plan(method.weights(model), model, embeds[:, :prompt], places)
+    else:
+        plan = aim_plan(method, model, embeds[:, :prompt], places)
     with hiding(model, plan, not masks):
         hidden = model.model.language_model(inputs_embeds=embeds, use_cache=False)[0]
     gone = {i: sum(len(p) for first, p in plan.items() if first <= i) for i in range(layers)}

@@ -34,7 +34,7 @@ def test_answers_are_well_formed(key, host):
     for view, reduced in answers.reduced:
         check_reduced(key, view, reduced)
     for layer_view, kept in answers.kept:
-        check_kept(layer_view, kept)
+        check_kept(layer_view, kept, least=key != "dyvte")  # it may leave nothing
 
 
 def contracts(key: str, host: str = "llava_clip") -> None:

@@ -39,6 +39,7 @@ from frugalvlm.methods import (
     VisionZipMean,
 )
 from frugalvlm.methods.base import DepthPolicy, GuidedReducer
+from frugalvlm.methods.trained import Learnt, Sizes, TrainedMethod, sample_of
 
 HOSTS = ("llava_clip", "llava_siglip", "llava_gqa", "llava_next", "llava_onevision")
 TILED = ("llava_next", "llava_onevision")  # pictures in a base crop and tiles
@@ -51,7 +52,7 @@ UNSUPPORTED = {  # these must refuse; see test_refusals
 OWN_REFERENCE = (
     "vanilla", "random", "uniform", "avgpool", "downsample", "tome", "divprune", "prumerge_plus",
     "fastv", "fastervlm", "visionzip", "visionzip_mean", "early_exit", "aim", "aim_mask",
-    "pyramiddrop", "gsearch", "sparsevlm", "sparsevlm_rank", "sgl",
+    "pyramiddrop", "gsearch", "sparsevlm", "sparsevlm_rank", "sgl", "dyvte",
 )  # fmt: skip
 # Methods that act while an answer is decoded and leave visual tokens alone: contracts about kept
 # tokens, and about passes that decode nothing, do not speak of them. See tests/methods.
@@ -95,6 +96,8 @@ def make(key: str, kept: int = KEPT) -> Method:
     if issubclass(METHODS[key], DepthPolicy):
         return METHODS[key].for_budget(PATCHES, PATCHES)
     method = METHODS[key].for_budget(kept, PATCHES)
+    if isinstance(method, TrainedMethod):
+        return with_tiny_weights(method, {PATCHES: 0.0, KEPT - 1: -1.0}.get(kept, 1.0))
     return with_tiny_guide(method) if isinstance(method, GuidedReducer) else method
 
 
@@ -204,6 +207,40 @@ def with_tiny_guide(method: GuidedReducer) -> GuidedReducer:
 
     own = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
     return WithTinyGuide(**own)
+
+
+def with_tiny_weights(method: TrainedMethod, factor: float) -> TrainedMethod:
+    """A method that learns, with random weights for whichever model it is put on.
+
+    Times 0 they keep everything, times -1 they are others than times 1.
+    """
+    kind = type(method)
+
+    class WithTinyWeights(kind):  # type: ignore[misc, valid-type]
+        def weights(self, model: Any) -> dict[str, torch.Tensor]:
+            """What it is put on this model with."""
+            return tiny_weights(kind, model, factor).own.state_dict()
+
+        def on(self, model: Any, placeholders: torch.Tensor | None = None) -> Any:
+            """As the method's own."""
+            if not hasattr(getattr(model, "config", None), "vision_config"):
+                return kind.on(self, model, placeholders)
+            learnt = tiny_weights(kind, model, factor)
+            return kind.on(replace(self, learnt=learnt), model, placeholders)
+
+    own = {f.name: getattr(method, f.name) for f in fields(method) if f.init}
+    return WithTinyWeights(**own)
+
+
+def tiny_weights(kind: Any, model: Any, factor: float) -> Learnt:
+    """Random weights of a method for a model."""
+    sizes = Sizes.of(model)
+    with torch.random.fork_rng(), torch.device("cpu"):
+        torch.manual_seed(3)
+        own = kind().build(sizes).to(torch.float64)
+        for name, weight in own.named_parameters():
+            weight.data *= 1.0 if "w1" in name else factor  # of gates only what they say last
+    return Learnt(own, {}, sizes, sample_of(model), "tiny")
 
 
 def build(host: str, attention: str = "sdpa") -> PreTrainedModel:

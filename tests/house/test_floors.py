@@ -25,6 +25,7 @@ FLOORS = (
     ("pocket",),
     ("loading",),
     ("benchmarks",),
+    ("training",),
     ("runs",),
     ("verdicts",),
     ("report",),

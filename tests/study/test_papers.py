@@ -131,6 +131,7 @@ COMPUTED = {
     "sgl": {"pocket", "blueprint"},
     "fastervlm": {"pocket", "blueprint"},
     "aim": {"pocket", "blueprint"},
+    "dyvte": {"pocket", "blueprint"},
 }
 
 

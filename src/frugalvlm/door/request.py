@@ -33,7 +33,7 @@ from frugalvlm.methods.base import GuidedReducer
 from frugalvlm.papers import all_papers
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.report.display import labels_of
-from frugalvlm.runs.guides import load_guide
+from frugalvlm.runs.guides import load_guide, with_learnt
 from frugalvlm.runs.options import GUIDE_MODEL, Options
 from frugalvlm.views import UnsupportedError
 
@@ -445,7 +445,8 @@ def _ready(
 
 
 def _tried(method: Method, subject: Opened, guides: _Guides) -> Method:
-    """The method with its guide; put on the model once, which refuses what does not go."""
+    """The method with what it needs; put on the model once, which refuses what does not go."""
+    method = with_learnt(method, subject.name)
     if isinstance(method, GuidedReducer) and method.guide is None:
         method = replace(method, guide=guides.get())
     with method.on(subject.model):

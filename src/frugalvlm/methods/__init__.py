@@ -7,6 +7,7 @@ from frugalvlm.methods.avgpool import AvgPool
 from frugalvlm.methods.base import Composed, EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.divprune import DivPrune
 from frugalvlm.methods.downsample import Downsample
+from frugalvlm.methods.dyvte import DyVTE, DyVTEFastV, DyVTERate, ManualExit, TextOnly
 from frugalvlm.methods.early_exit import EarlyExit
 from frugalvlm.methods.fastervlm import FasterVLM
 from frugalvlm.methods.fastv import FastV
@@ -40,9 +41,10 @@ METHODS: dict[str, type[Method]] = {
         Vanilla, Random, Uniform, AvgPool, Downsample, ToMe, DivPrune, PruMergePlus, FastV,
         FasterVLM, VisionZip, VisionZipMean, EarlyExit, AIM, AIMMask,
         PyramidDrop, GSearch,
-        SparseVLM, SparseVLMRank, SGL,
+        SparseVLM, SparseVLMRank, SGL, DyVTE,
     )
 }  # fmt: skip
+<<<<<<< HEAD
 # What papers compare with themselves, in ablations and as controls: known by name, but no methods
 # of their own, or without a budget that they keep.
 VARIANTS: dict[str, type[Method]] = {
@@ -61,6 +63,13 @@ CONTROLS: tuple[str, ...] = (
     "random_fastv", "random_pyramiddrop", "random_gsearch", "random_sparsevlm", "random_aim",
     "random_sgl",
 )  # fmt: skip
+=======
+# What papers compare with themselves in ablations: known by name, but no methods of their own.
+VARIANTS: dict[str, type[Method]] = {
+    kind.key: kind
+    for kind in (AIMMerge, AIMEarly, AIMVideo, ManualExit, TextOnly, DyVTERate, DyVTEFastV)
+}  # fmt: skip
+>>>>>>> training
 KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
 
 # `help()` wants plain text where a class keeps its docstring, not something that makes it.

@@ -77,7 +77,7 @@ def card(
         *_started_from(log),
         *(line for note in log.get("notes", ()) for line in (note, "")),
         f"{log['seconds'] / 60:.0f} minutes of training steps in all, seed {log['seed']}, "
-        f"{_machines(log['sessions'])}. The learning curve is in `training_log.json`. "
+        f"{machines(log['sessions'])}. The learning curve is in `training_log.json`. "
         f"`invoke train --model {name} --check` retrains the first steps of every stage and "
         "compares their losses; `--more N` in its place continues from these weights.",
         "",
@@ -145,7 +145,8 @@ def _started_from(log: dict[str, Any]) -> list[str]:
     ]
 
 
-def _machines(sessions: list[dict[str, Any]]) -> str:
+def machines(sessions: list[dict[str, Any]]) -> str:
+    """On what a training ran, for a sentence."""
     seen = dict.fromkeys(map(_machine, sessions))  # in order, once each
     return "on " + " and ".join(seen) if seen else "on a machine that was not recorded"
 

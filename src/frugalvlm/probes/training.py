@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,6 +37,7 @@ from frugalvlm.pocket.objectives import Scaffold
 from frugalvlm.pocket.recipe import STAGES, Progressed, Stage, Whole, read_log, train
 from frugalvlm.pocket.scenes import IMAGE_SIZE
 from frugalvlm.probes.model_card import card
+from frugalvlm.training.metering import SESSIONS, metered
 
 CARD_QUESTIONS = 600  # per benchmark, for the scores on the model card
 LONG_QUESTIONS = 300  # of models whose prompts are two to five times as long
@@ -47,7 +47,7 @@ CHECK_STEPS, CHECK_PICTURES = 6, 4  # of every stage; a step, at most
 # to 0.02, another seed by up to 0.08 (pocket-llava-tiny).
 CHECK_TOLERANCE = 0.005
 
-CHECK, LOG, SCORES, SESSIONS = "check.json", "training_log.json", "scores.json", "sessions.jsonl"
+CHECK, LOG, SCORES = "check.json", "training_log.json", "scores.json"
 PARENT = "parent.json"  # name and hash of the weights a first run started from, where it had any
 WORDS = "visual_words.safetensors"  # the part of the scaffold that instruction tuning goes on with
 
@@ -72,7 +72,7 @@ def train_and_install(name: str, folder: str = "", device: str = "cpu", seed: in
         TrainingError: unknown model, no such device, or a folder that holds another run.
     """
     plan = _recipe_of(name)
-    return _train(name, _folder(folder, name), plan, device, seed)
+    return _train(name, run_folder(folder, name), plan, device, seed)
 
 
 def train_more(name: str, steps: int, folder: str = "", device: str = "cpu", seed: int = 0) -> Path:
@@ -86,7 +86,7 @@ def train_more(name: str, steps: int, folder: str = "", device: str = "cpu", see
         WeightsError: when the model is not installed, or damaged.
     """
     check_whole("more (steps)", steps)
-    _check_options(device, seed)
+    check_options(device, seed)
     last = _recipe_of(name)[-1]
     installed = models_dir() / name
     weights = verify(installed)["model.safetensors"]
@@ -101,7 +101,7 @@ def train_more(name: str, steps: int, folder: str = "", device: str = "cpu", see
     done = [Stage(**{**s, "things": tuple(s["things"])}) for s in earlier]
     plan = (*done, replace(last, steps=steps, warmup=min(last.warmup, steps // 10)))
     # The weights name the folder: an interrupted continuation is found again, a new one is new.
-    run = _folder(folder, f"{name}-from-{weights[:8]}")
+    run = run_folder(folder, f"{name}-from-{weights[:8]}")
     files = _open(run, name, seed, plan)
     if not (run / "progress.json").exists():
         model = build_model(name)
@@ -235,7 +235,7 @@ def score(
 
 
 def _train(name: str, run: Path, plan: Sequence[Stage], device: str, seed: int) -> Path:
-    _check_options(device, seed)
+    check_options(device, seed)
     _open(run, name, seed, plan)
     fresh = not (run / LOG).exists() and not (run / PARENT).exists()
     if fresh and (parent := spec(name).parent) is not None:
@@ -246,38 +246,13 @@ def _train(name: str, run: Path, plan: Sequence[Stage], device: str, seed: int) 
     return install(name, model, run)
 
 
-@contextmanager
-def metered(run: Path, device: str) -> Iterator[None]:
-    """Add what happens inside to the run's sessions: seconds, machine, energy if it can be read.
-
-    A session that is killed leaves no entry; the card then says how much of the training the
-    entries cover.
-    """
-    meter = measure.EnergyMeter(device)
-    meter.begin_window()
-    try:
-        yield
-    finally:
-        energy = meter.end_window()
-        entry = {
-            "seconds": energy.seconds if energy else 0.0,
-            "device": device,
-            "bfloat16": recipe.multiplies_bf16(device),
-            "machine": measure.describe(device),
-            "joules": dict(energy.joules) if energy else {},
-            "methods": meter.methods,
-        }
-        with (run / SESSIONS).open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-
-
 def _recipe_of(name: str) -> tuple[Stage, ...]:
     if name not in STAGES:
         raise TrainingError(f"There is no recipe for '{name}'. Known: {', '.join(STAGES)}.")
     return STAGES[name]
 
 
-def _check_options(device: str, seed: int) -> None:
+def check_options(device: str, seed: int) -> None:
     """Refuse what would fail late: no such device, a seed below 0, weights with no place to go."""
     check_present(device)
     check_whole("seed", seed, 0, 2**32 - 1)
@@ -289,7 +264,7 @@ def _check_options(device: str, seed: int) -> None:
         )
 
 
-def _folder(folder: str, name: str) -> Path:
+def run_folder(folder: str, name: str) -> Path:
     """Where the checkpoints of a run go."""
     run = Path(folder).expanduser().absolute() if folder else checkpoints_dir() / name
     for part in (run, *run.parents):
@@ -332,13 +307,14 @@ def _training_log(run: Path) -> dict[str, Any]:
         "seconds": done.seconds,
         "stages": stages,
         "sessions": before["sessions"] + [json.loads(line) for line in lines],
-        "curve": before["curve"] + _thinned(list(read_log(run))),
+        "curve": before["curve"] + thinned(list(read_log(run))),
         **{key: before[key] for key in ("parent", "notes") if key in before},
         **({"parent": json.loads((run / PARENT).read_text())} if (run / PARENT).exists() else {}),
     }
 
 
-def _thinned(curve: list[dict], keep: int = 200) -> list[dict]:
+def thinned(curve: list[dict], keep: int = 200) -> list[dict]:
+    """About so many entries of a learning curve."""
     step = max(1, len(curve) // keep)
     return curve[::step]
 

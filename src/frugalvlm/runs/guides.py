@@ -1,4 +1,4 @@
-"""The small models of methods that need one."""
+"""What methods need beside their fields: a small model, or what they have learnt."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from frugalvlm.engine.guidance import Guide
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.methods import Method
 from frugalvlm.methods.base import GuidedReducer
+from frugalvlm.methods.trained import TrainedMethod
 from frugalvlm.runs.options import Options
 from frugalvlm.views import UnsupportedError
 
@@ -42,3 +43,18 @@ def with_guide(plan: Plan, options: Options, processor: ProcessorMixin) -> Plan:
         (replace(m, guide=guide) if isinstance(m, GuidedReducer) else m, budget)
         for m, budget in plan
     ]
+
+
+def with_learnt(method: Method, model: str) -> Method:
+    """The method with what it learnt for a model, if it is one that learns.
+
+    Args:
+        method: any.
+        model: its name or folder; of an embedded model that was found in its folder, the folder.
+
+    Raises:
+        LearntError: it has learnt nothing for this model; says which command trains it.
+    """
+    if not isinstance(method, TrainedMethod):
+        return method
+    return method.for_model(model)
