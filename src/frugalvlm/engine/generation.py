@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -138,11 +138,15 @@ def generate(state: State, plain: Callable, args: tuple, kwargs: dict[str, Any])
     if memory is not None and (mask is None or mask.shape[1] == ids.shape[1]):
         # A whole conversation: generate() skips as many tokens as the shorter cache holds.
         now.surplus = memory.prompt_length - memory.stream_length
+    now.tower, now.generating = [], True
+    # Where pixels are not one row per picture, beams would take them apart: features go instead.
+    behind = state.host.behind_projector
     try:
-        with _pixels_to_the_model(model):
+        with nullcontext() if behind else _pixels_to_the_model(model):
             return plain(*args, **kwargs)
     finally:
         now.decisions, now.copies, now.surplus = None, 1, 0
+        now.tower, now.generating = [], False
 
 
 def _setting(model: Any, args: tuple, kwargs: dict[str, Any]) -> Callable[[str], Any]:

@@ -6,15 +6,29 @@ from torch import nn
 
 from frugalvlm.hosts.base import Host
 from frugalvlm.hosts.llava import LlavaHost, LlavaNextHost, LlavaOnevisionHost
+from frugalvlm.hosts.qwen_vl import Qwen2VLHost
+from frugalvlm.hosts.units import UnitHost
 from frugalvlm.views import UnsupportedError
 
 HOSTS: dict[str, type[Host]] = {
     "llava": LlavaHost,
     "llava_next": LlavaNextHost,
     "llava_onevision": LlavaOnevisionHost,
+    "qwen2_vl": Qwen2VLHost,
+    "qwen2_5_vl": Qwen2VLHost,
 }
 
-__all__ = ["HOSTS", "Host", "LlavaHost", "LlavaNextHost", "LlavaOnevisionHost", "host_for", "whole"]
+__all__ = [
+    "HOSTS",
+    "Host",
+    "LlavaHost",
+    "LlavaNextHost",
+    "LlavaOnevisionHost",
+    "Qwen2VLHost",
+    "UnitHost",
+    "host_for",
+    "whole",
+]
 
 
 def host_for(model: Any) -> Host:
