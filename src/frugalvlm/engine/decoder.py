@@ -278,11 +278,16 @@ def _keep(state: State, method: LayerReducer, view: LayerView) -> Kept:
     answers = {size: method.fitted(size).keep(view.of(own, size)) for size, own in groups.items()}
     if len(answers) == 1:
         return next(iter(answers.values()))
-    return _joined(groups, answers)
+    return _joined(view, groups, answers)
 
 
-def _joined(groups: dict[int, list[int]], answers: dict[int, Kept]) -> Kept:
+def _joined(view: LayerView, groups: dict[int, list[int]], answers: dict[int, Kept]) -> Kept:
     """Answers for some images each as one for all."""
+    if any(answer.values is not None for answer in answers.values()):
+        answers = {
+            size: _with_values(view.of(groups[size], size), answer)
+            for size, answer in answers.items()
+        }
     places = {
         image: (answer, row)
         for size, answer in answers.items()
@@ -299,10 +304,17 @@ def _joined(groups: dict[int, list[int]], answers: dict[int, Kept]) -> Kept:
         ]
 
     index = pad(rows("index"))
-    if any(answer.values is None for answer, _ in whose):
-        assert all(answer.values is None for answer, _ in whose)
+    if whose[0][0].values is None:
         return Kept(index, counts)
     return Kept(index, counts, pad(rows("values")), pad(rows("holds")))
+
+
+def _with_values(view: LayerView, kept: Kept) -> Kept:
+    """The same answer, with the states that places hold, their own where it makes none."""
+    if kept.values is not None:
+        return kept
+    index = kept.index[..., None].expand(-1, -1, view.hidden.shape[-1])
+    return replace(kept, values=view.tokens.gather(1, index), holds=kept.index)
 
 
 def _layer_view(state: State, layer: int, hidden: Tensor, rows: Tensor, real: Tensor) -> LayerView:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from frugalvlm.engine.blocks import block
 from frugalvlm.engine.calls import arguments_of
+from frugalvlm.engine.generation import given_prompt
 from frugalvlm.engine.session import operate
 from frugalvlm.engine.subset import Subset
 from frugalvlm.hosts import Host, host_for
@@ -59,6 +60,25 @@ class Guidance:
     attention: Float[Tensor, "layers sources images visual"]
     counts: tuple[int, ...]
     prompt: Prompt
+
+    def of(self, images: list[int]) -> Guidance:
+        """What it says of some of the images, by number; each may be named more than once."""
+        counts = tuple(self.counts[i] for i in images)
+        attention = self.attention[:, :, images, : max(counts)]
+        return replace(self, attention=attention, counts=counts)
+
+    def each(self, copies: int) -> Guidance:
+        """What it says of the images of a batch in which every prompt stands several times."""
+        rows = [image.row for image in self.prompt.images]
+        return self.of(
+            [
+                i
+                for row in sorted(set(rows))
+                for _ in range(copies)
+                for i, own in enumerate(rows)
+                if own == row
+            ]
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +150,7 @@ class Guide(nn.Module):
         host, inputs = self.host, self._prepared(inputs)
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         if placeholders is None or not ids.is_meta:
-            placeholders = (ids == self.model.config.image_token_id).cpu()
+            placeholders = host.placeholders(ids).cpu()
         images = host.images(placeholders, inputs)
         # One reading at a time: a guide may serve several threads.
         with _READING, _Reader(host) as read:
@@ -201,12 +221,13 @@ class Guide(nn.Module):
         Raises:
             UnsupportedError: when the call does not hold the whole prompt.
         """
-        for name in ("input_ids", "pixel_values"):
-            if inputs.get(name) is None:
-                raise UnsupportedError(
-                    f"The guide answers the whole prompt itself: pass {name}, not something "
-                    "computed from it."
-                )
+        shown = ("pixel_values", "pixel_values_videos")
+        name = "input_ids" if inputs.get("input_ids") is None else shown[0]
+        if name == "input_ids" or all(inputs.get(pixels) is None for pixels in shown):
+            raise UnsupportedError(
+                f"The guide answers the whole prompt itself: pass {name}, not something "
+                "computed from it."
+            )
         weight = self.model.get_input_embeddings().weight
         prompt = {  # without weights, what has values keeps them
             name: value.to(
@@ -222,9 +243,10 @@ class Guide(nn.Module):
         if mask.ndim != 2:
             raise UnsupportedError("The guide needs to know the padding: pass a 2-D mask.")
         order = (mask != 0).long().argsort(dim=1, stable=True)
-        for name in ("input_ids", "attention_mask"):
-            prompt[name] = prompt[name].gather(1, order)
-        return prompt
+        return {  # the marks of what is a picture move along
+            name: value.gather(1, order) if value.shape == mask.shape else value
+            for name, value in prompt.items()
+        }
 
     def _generate(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Greedy answers [batch, new] and their logits [batch, new, vocabulary]."""
@@ -274,13 +296,22 @@ def guided(
     if not isinstance(guide, Guide):
         guide = Guide(guide.model, guide.name, guide.max_new_tokens)
     guide.check(model)
-    heard = threading.local()  # `prompt`: the running thread's
+    heard = threading.local()  # `prompt`: the running thread's; `guidance`: what was said of it
+    host = host_for(model)
 
     def listen(module: FamilyModule, args: tuple, kwargs: dict) -> None:
-        heard.prompt = dict(arguments_of(module, args, kwargs))
+        given = given_prompt(host.model) if host.behind_projector else None
+        heard.prompt = given or dict(arguments_of(module, args, kwargs))
+        heard.guidance = None
 
     def ask(view: LayerView) -> Guidance:
-        guidance = guide(heard.prompt, placeholders)
+        guidance = heard.guidance
+        if guidance is None:
+            guidance = guide(heard.prompt, placeholders)
+            guidance = guidance.each(len(view.hidden) // len(heard.prompt["input_ids"]))
+            heard.guidance = guidance
+        if view.chosen is not None:
+            guidance = guidance.of(list(view.chosen))
         if guidance.counts != view.counts:
             raise UnsupportedError(
                 f"The guide ranks {list(guidance.counts)} visual tokens and the model has "
@@ -289,7 +320,7 @@ def guided(
         return guidance
 
     # A method that works, with the current prompt within reach; the block owns both.
-    handle = host_for(model).inner.register_forward_pre_hook(listen, with_kwargs=True)
+    handle = host.inner.register_forward_pre_hook(listen, with_kwargs=True)
     try:
         with operate(replace(method, ask=ask), model, placeholders) as trace:
             yield trace

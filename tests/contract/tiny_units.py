@@ -1,0 +1,145 @@
+"""Tiny models of families that are reduced behind the projector, and prompts for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import torch
+from tiny_hosts import BOS, IMAGE, PAD, VIDEO, VOCAB, enliven, guide_for
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
+
+from frugalvlm.methods import METHODS, Method
+from frugalvlm.methods.base import DepthPolicy, GuidedReducer
+
+START, END = 58, 59  # around a picture
+LAYERS, SHARE = 4, 0.4
+UNITS = ("qwen2_vl", "qwen2_5_vl")
+# By principle: the tower has no [CLS]; pictures are cut into tokens by the processor.
+REFUSED = {"fastervlm", "prumerge_plus", "downsample"}
+KEYS = [key for key in METHODS if key not in REFUSED]
+INSIDE_AND_BEHIND = [(key, host) for host in UNITS for key in KEYS]
+TRACED = [pair for pair in INSIDE_AND_BEHIND if not issubclass(METHODS[pair[0]], DepthPolicy)]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One random picture of so many rows and columns of units, or a video of such frames."""
+
+    seed: int
+    rows: int = 3
+    cols: int = 4
+    frames: int = 1
+
+    @property
+    def units(self) -> int:
+        """Tokens that the language model reads."""
+        return self.frames * self.rows * self.cols
+
+
+Row = list["Shown | int"]  # a prompt: pictures, and numbers of text tokens
+
+ONE: list[Row] = [[3, Shown(1), 5]]
+# Rows of different length; two pictures of different sizes, none, and one.
+MANY: list[Row] = [[2, Shown(2, 2, 5), 4], [2, Shown(3, 4, 4), 1, Shown(4, 1, 3), 3], [6]]
+
+
+def make(key: str, model: Any, share: float = SHARE) -> Method:
+    """A method at a share of each picture's tokens; guided ones with a tiny guide."""
+    kind = METHODS[key]
+    if key == "early_exit":
+        return kind(threshold=0.25)
+    if key == "vanilla":
+        return kind()
+    method = kind.for_share(share)
+    return replace(method, guide=guide_for(model)) if isinstance(method, GuidedReducer) else method
+
+
+@cache
+def model_for(host: str, attention: str = "sdpa", dtype: torch.dtype = torch.float64) -> Any:
+    """A model with weights large enough that attention is far from uniform."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build(host, attention)
+    enliven(model, len(host))
+    return model.to(dtype).eval()
+
+
+def build(host: str, attention: str = "sdpa") -> PreTrainedModel:
+    """A fresh model with the library's own small weights."""
+    text: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB,
+        "pad_token_id": PAD, "bos_token_id": BOS, "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+    }  # fmt: skip
+    tower: dict[str, Any] = {
+        "depth": 3, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }  # fmt: skip
+    tokens = {
+        "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": START,
+        "vision_end_token_id": END, "attn_implementation": attention,
+    }  # fmt: skip
+    if host == "qwen2_vl":
+        tower |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
+        return Qwen2VLForConditionalGeneration(
+            Qwen2VLConfig(text_config=text, vision_config=tower, **tokens)
+        )
+    assert host == "qwen2_5_vl"
+    # Windows of 2 x 2 units, which cut the pictures above in several places.
+    tower |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+    tower |= {"window_size": 16, "fullatt_block_indexes": [2]}
+    return Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(text_config=text, vision_config=tower, **tokens)
+    )
+
+
+def prompt(
+    host: str, rows: list[Row] = ONE, side: str = "left", dtype: torch.dtype = torch.float64
+) -> dict[str, Any]:
+    """What a processor would return for these prompts, padded on one side."""
+    lines, pixels, grids, token = [], [], [], IMAGE
+    for row in rows:
+        line = [BOS]
+        seed = sum(p.seed if isinstance(p, Shown) else p for p in row)
+        generator = torch.Generator().manual_seed(seed)
+        for part in row:
+            if isinstance(part, Shown):
+                token = VIDEO if part.frames > 1 else IMAGE
+                line += [START, *[token] * part.units, END]
+                patches = torch.Generator().manual_seed(part.seed)
+                pixels.append(torch.randn(4 * part.units, 3 * 2 * 16, generator=patches))
+                grids.append([part.frames, 2 * part.rows, 2 * part.cols])
+            else:
+                line += torch.randint(2, START, (part,), generator=generator).tolist()
+        lines.append(line)
+    longest = max(map(len, lines))
+
+    def padded(line: list[int], fill: int) -> list[int]:
+        rest = [fill] * (longest - len(line))
+        return rest + line if side == "left" else line + rest
+
+    ids = torch.tensor([padded(line, PAD) for line in lines])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([padded([1] * len(line), 0) for line in lines]),
+        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
+    }
+    if pixels:
+        many = "_videos" if token == VIDEO else ""
+        grid = "video_grid_thw" if token == VIDEO else "image_grid_thw"
+        inputs |= {f"pixel_values{many}": torch.cat(pixels).to(dtype), grid: torch.tensor(grids)}
+    return inputs
+
+
+def shown_in(rows: list[Row]) -> list[Shown]:
+    """The pictures of prompts."""
+    return [part for row in rows for part in row if isinstance(part, Shown)]
