@@ -98,7 +98,7 @@ class EncoderView:
         patches: Float[Tensor, "crops patches width"],
         cls: Float[Tensor, "crops 1 width"] | None,
         grid: tuple[int, int],
-        hidden: Float[Tensor, "crops positions width"],
+        hidden: Float[Tensor, "crops positions hidden_width"],
         queries_of: Callable[[Tensor], Float[Tensor, "crops heads rows head_dim"]],
         raw_keys: Float[Tensor, "crops heads positions head_dim"],
         scale: float,

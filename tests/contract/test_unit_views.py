@@ -78,9 +78,12 @@ def test_scores_and_keys_of_units(host):
 def test_the_last_token_s_attention(host):
     model, inputs, method = model_for(host), prompt(host, TWO), FastV(2, 3)
     read, decoder = entrance(model, inputs), model.model.language_model
+    states = []
+    handle = decoder.layers[2].register_forward_pre_hook(lambda m, args: states.append(args[0]))
     with torch.no_grad():
-        states = model.model(**inputs, output_hidden_states=True).hidden_states
-        attention, x = decoder.layers[2].self_attn, decoder.layers[2].input_layernorm(states[2])
+        model(**inputs)
+        handle.remove()
+        attention, x = decoder.layers[2].self_attn, decoder.layers[2].input_layernorm(states[0])
         cos, sin = (part[0] for part in decoder.rotary_emb(x, read["position_ids"][-3:]))
         q, k = (
             p(x)[0].unflatten(-1, (-1, cos.shape[-1])) for p in (attention.q_proj, attention.k_proj)

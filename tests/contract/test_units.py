@@ -39,13 +39,15 @@ def generated(model, inputs, steps=STEPS, **settings):
 def test_keeping_everything_is_the_identity_and_nothing_stays_behind(key, host):
     model, inputs = model_for(host), prompt(host, MANY)
     with torch.no_grad():
-        before = model(**inputs).logits
+        before = model(**inputs, output_hidden_states=True)
         said = generated(model, inputs).sequences
         left = fingerprint_of(model)
         with make(key, model, 1.0).on(model):
-            inside = model(**inputs).logits
+            inside = model(**inputs, output_hidden_states=True)
             again = generated(model, inputs).sequences
-    assert torch.equal(inside, before)
+    assert torch.equal(inside.logits, before.logits)
+    for own, other in zip(inside.hidden_states, before.hidden_states, strict=True):
+        assert torch.equal(own, other)
     assert torch.equal(said, again)
     after = fingerprint_of(model)
     assert after == left

@@ -14,6 +14,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
 from frugalvlm.methods import METHODS, Method
@@ -21,7 +23,7 @@ from frugalvlm.methods.base import DepthPolicy, GuidedReducer
 
 START, END = 58, 59  # around a picture
 LAYERS, SHARE = 4, 0.4
-UNITS = ("qwen2_vl", "qwen2_5_vl")
+UNITS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 # By principle: the tower has no [CLS]; pictures are cut into tokens by the processor.
 REFUSED = {"fastervlm", "prumerge_plus", "downsample"}
 KEYS = [key for key in METHODS if key not in REFUSED]
@@ -93,6 +95,14 @@ def build(host: str, attention: str = "sdpa") -> PreTrainedModel:
         return Qwen2VLForConditionalGeneration(
             Qwen2VLConfig(text_config=text, vision_config=tower, **tokens)
         )
+    if host == "qwen3_vl":  # DeepStack behind decoder layers 0 and 1
+        rope = {**text["rope_parameters"], "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+        text |= {"rope_parameters": rope, "head_dim": 8}
+        tower |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
+        tower |= {"num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1]}
+        return Qwen3VLForConditionalGeneration(
+            Qwen3VLConfig(text_config=text, vision_config=tower, **tokens)
+        )
     assert host == "qwen2_5_vl"
     # Windows of 2 x 2 units, which cut the pictures above in several places.
     tower |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
@@ -114,7 +124,11 @@ def prompt(
         for part in row:
             if isinstance(part, Shown):
                 token = VIDEO if part.frames > 1 else IMAGE
-                line += [START, *[token] * part.units, END]
+                # Qwen3-VL tells the time in front of every frame.
+                runs = part.frames if host == "qwen3_vl" else 1
+                for run in range(runs):
+                    line += [2 + run] * (runs > 1)
+                    line += [START, *[token] * (part.units // runs), END]
                 patches = torch.Generator().manual_seed(part.seed)
                 pixels.append(torch.randn(4 * part.units, 3 * 2 * 16, generator=patches))
                 grids.append([part.frames, 2 * part.rows, 2 * part.cols])

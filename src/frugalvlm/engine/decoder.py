@@ -108,19 +108,24 @@ class DecoderHooks:
 
         return hook
 
-    def leave_layer(self, layer: int) -> Callable:
-        """A hook behind a layer to whose output the model adds something: at the places left."""
+    def add_plane(self, layer: int) -> Callable:
+        """A hook for what follows a layer to whose output the model adds something.
 
-        def hook(module: FamilyModule, args: tuple, output: Any) -> Any:
+        In front of the next module, so that recorded hidden states are the untouched model's.
+        """
+
+        def hook(module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
             call = self.state.call
             if not call.prefill or layer >= len(call.planes):
                 return None
+            hidden = kwargs.get("hidden_states", args[0] if args else None)
             assert call.memory is not None
             plane = call.planes[layer]
             cuts = [first for first in call.memory.cuts if first <= layer]
             if cuts:
                 plane = call.memory.cuts[max(cuts)].take(plane)
-            return output + plane.to(output.device, output.dtype)
+            more = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            return (hidden + plane.to(hidden.device, hidden.dtype), *args[1:]), more
 
         return hook
 

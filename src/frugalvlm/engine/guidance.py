@@ -83,12 +83,16 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A batch of left-padded prompts as a decoder reads them; `real` marks what is no padding."""
+    """A batch of left-padded prompts as a decoder reads them; `real` marks what is no padding.
+
+    `planes` are what it adds behind its first layers, see `Host.planes`.
+    """
 
     embeds: Float[Tensor, "batch length width"]
     positions: Tensor | None
     real: Bool[Tensor, "batch length"]
     images: list[ImageLayout]
+    planes: list[Tensor] = field(default_factory=list)
 
 
 class Guide(nn.Module):
@@ -171,7 +175,7 @@ class Guide(nn.Module):
         return Guidance(
             answer, valid, log_probs, _by_image(torch.stack(received), images),
             tuple(len(image.slots) for image in images),
-            Prompt(read.embeds[0], read.positions[0], real, images),
+            Prompt(read.embeds[0], read.positions[0], real, images, read.planes),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -204,7 +208,9 @@ class Guide(nn.Module):
         columns = short.columns.clamp(min=0).expand(*positions.shape[:-2], *short.columns.shape)
         positions = positions.expand(*positions.shape[:-2], len(stays), -1)
         tail = positions[..., -1:] + torch.arange(1, new + 1, device=said.device)
+        planes = [nn.functional.pad(short.take(plane), (0, 0, 0, new)) for plane in prompt.planes]
         hidden = model(
+            **self.host.with_planes(planes),
             inputs_embeds=torch.cat([short.take(prompt.embeds), said], 1),
             attention_mask=torch.cat([short.own_mask, guidance.valid[:, :new].long()], 1),
             position_ids=torch.cat([positions.gather(-1, columns), tail], -1),
@@ -356,6 +362,7 @@ class _Reader:
         self.layers = [_Seen() for _ in host.language_model.layers]
         self.embeds: list[Tensor] = []
         self.positions: list[Tensor | None] = []
+        self.planes: list[Tensor] = []
         self.handles: list[Any] = []
         self.thread = threading.get_ident()
 
@@ -383,6 +390,7 @@ class _Reader:
         if not self.embeds:
             self.embeds.append(kwargs["inputs_embeds"])
             self.positions.append(kwargs.get("position_ids"))
+            self.planes = self.host.planes(kwargs)[1]
 
 
 def _see_attention(seen: _Seen) -> Any:

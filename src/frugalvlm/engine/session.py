@@ -54,7 +54,7 @@ def operate(
     """
     check_release()
     host = host_for(model)
-    if not host.shape.varies:
+    if method.picture_share is not None and not host.shape.varies:
         method = method.fitted(host.shape.patches)
     method.check(host.shape)
     entry = Entry(method, Trace(host.shape.grid, host.shape.decoder_layers), placeholders)
@@ -171,7 +171,8 @@ class Session:
             for name, module in host.read.items() if state.encoder is not None else ():
                 self._behind(module, tower.see(name))
             for i in range(host.plane_layers):
-                self._after(layers[i], decoder.leave_layer(i))
+                follows = layers[i + 1] if i + 1 < total else host.language_model.norm
+                self._before(follows, decoder.add_plane(i))
         elif state.encoder is not None:
             attention = host.feature_attention
             self._before(host.tower, encoder.see_pixels)

@@ -6,7 +6,7 @@ from torch import nn
 
 from frugalvlm.hosts.base import Host
 from frugalvlm.hosts.llava import LlavaHost, LlavaNextHost, LlavaOnevisionHost
-from frugalvlm.hosts.qwen_vl import Qwen2VLHost
+from frugalvlm.hosts.qwen_vl import Qwen2VLHost, Qwen3VLHost
 from frugalvlm.hosts.units import UnitHost
 from frugalvlm.views import UnsupportedError
 
@@ -16,6 +16,7 @@ HOSTS: dict[str, type[Host]] = {
     "llava_onevision": LlavaOnevisionHost,
     "qwen2_vl": Qwen2VLHost,
     "qwen2_5_vl": Qwen2VLHost,
+    "qwen3_vl": Qwen3VLHost,
 }
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "LlavaNextHost",
     "LlavaOnevisionHost",
     "Qwen2VLHost",
+    "Qwen3VLHost",
     "UnitHost",
     "host_for",
     "whole",

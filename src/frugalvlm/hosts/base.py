@@ -23,7 +23,9 @@ FamilyModule: TypeAlias = Any  # an nn.Module with attributes that only its fami
 
 # Decoders with pre-norm blocks, separate query, key and value projections, rotary positions in
 # every layer, and a plain output layer: what scores, cuts and early exits are written for.
-DECODERS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text")
+DECODERS = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
+)  # fmt: skip
 TOWERS = ("clip_vision_model", "siglip_vision_model")  # with one crop per row and `encoder.layers`
 
 
@@ -185,6 +187,10 @@ class Host(ABC):
             The arguments without it, and the planes, 0 where nothing is added.
         """
         return kwargs, []
+
+    def with_planes(self, planes: list[Float[Tensor, "batch length width"]]) -> dict[str, Any]:
+        """The decoder's arguments that make it add such planes; what `planes` takes apart."""
+        return {}
 
     def grid(self, image: ImageLayout) -> tuple[int, int]:
         """Rows and columns of patches of each of an image's crops."""

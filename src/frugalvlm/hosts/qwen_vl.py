@@ -10,6 +10,9 @@ There is no [CLS]. What stands in for it is the attention that a unit receives i
 block, which sees the whole picture (blocks of Qwen2.5-VL before it see windows), mean over heads,
 queries and the unit's four patches. Keys are those of that block behind their rotation, mean over
 the four patches, as in LightCompress.
+
+Qwen3-VL adds features of earlier tower blocks behind its first decoder layers (DeepStack). They go
+with the unit that they are of: what merges units merges these with the same weights.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -117,6 +120,39 @@ class Qwen2VLHost(UnitHost):
             torch.tensor([[1, rows, cols]]), self._merge, config.window_size, config.patch_size
         )
         return index.argsort()
+
+
+class Qwen3VLHost(Qwen2VLHost):
+    """`Qwen3VLForConditionalGeneration`."""
+
+    @property
+    def plane_layers(self) -> int:
+        """One for each tower block whose features are added."""
+        return len(self.model.config.vision_config.deepstack_visual_indexes)
+
+    def planes(
+        self, kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[Float[Tensor, "batch length width"]]]:
+        """DeepStack's features where they belong, and 0 where text stands."""
+        embeds, mask = kwargs["inputs_embeds"], kwargs.get("visual_pos_masks")
+        if mask is None:
+            return kwargs, []
+        where = mask.to(embeds.device)[..., None]
+        planes = [
+            torch.zeros_like(embeds).masked_scatter(where, added.to(embeds.device, embeds.dtype))
+            for added in kwargs["deepstack_visual_embeds"]
+        ]
+        return {**kwargs, "visual_pos_masks": None, "deepstack_visual_embeds": None}, planes
+
+    def with_planes(self, planes: list[Float[Tensor, "batch length width"]]) -> dict[str, Any]:
+        """DeepStack's features for every position."""
+        if not planes:
+            return {}
+        everywhere = torch.ones(planes[0].shape[:2], dtype=torch.bool, device=planes[0].device)
+        return {
+            "visual_pos_masks": everywhere,
+            "deepstack_visual_embeds": [plane.flatten(0, 1) for plane in planes],
+        }
 
 
 def _grids(inputs: dict, seen: TowerPass | None) -> list[tuple[int, int, int]]:

@@ -23,13 +23,9 @@ class UnitHost(Host):
     """A host whose pictures are reduced behind the projector.
 
     A family gives, beside the places of its modules: `sizes`, `read` and `view`.
-
-    Attributes:
-        plane_layers: decoder layers behind which the model may add a plane, see `planes`.
     """
 
     behind_projector: ClassVar[bool] = True
-    plane_layers: ClassVar[int] = 0
 
     @property
     def inner(self) -> FamilyModule:
@@ -52,6 +48,11 @@ class UnitHost(Host):
             f"The {self.model.config.model_type} host reduces tokens behind the projector and has "
             "no tower layer to stop at."
         )
+
+    @property
+    def plane_layers(self) -> int:
+        """Decoder layers behind which the model adds a plane, see `planes`."""
+        return 0
 
     @property
     @abstractmethod
