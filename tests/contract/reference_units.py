@@ -12,10 +12,15 @@ import torch
 from reference_answers import listening
 from reference_schedules import mask_of
 from tiny_hosts import IMAGE, VIDEO
-from tiny_units import Row, prompt, shown_in
+from tiny_units import QWEN, Row, counts_of, prompt
 from torch import Tensor
 
 from frugalvlm.methods import LayerReducer
+
+
+def decoder_of(model: Any) -> Any:
+    """The language model without its head."""
+    return getattr(model.model, "language_model", None) or model.model.text_model
 
 
 @torch.no_grad()
@@ -26,7 +31,7 @@ def entrance(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     def look(module: Any, args: tuple, kwargs: dict) -> None:
         seen.update(kwargs)
 
-    handle = model.model.language_model.register_forward_pre_hook(look, with_kwargs=True)
+    handle = decoder_of(model).register_forward_pre_hook(look, with_kwargs=True)
     try:
         model(**inputs)
     finally:
@@ -59,11 +64,11 @@ def expected_logits(
     """Logits [1 + answer, vocabulary] of the masked full run, and the KV length of each layer."""
     inputs = prompt(host, [row])
     read = entrance(model, inputs)
-    decoder, embeds = model.model.language_model, read["inputs_embeds"][0].clone()
+    decoder, embeds = decoder_of(model), read["inputs_embeds"][0].clone()
     planes, length, width = planes_of(read), len(embeds), embeds.shape[-1]
     with listening(method) as heard, method.on(model):
         model(**inputs)
-    places = places_of(inputs["input_ids"][0], [p.units for p in shown_in([row])])
+    places = places_of(inputs["input_ids"][0], counts_of(host, [row]))
     gone: set[int] = set()  # really; `hidden_ones` are there
     for place, (_, told) in zip(places, heard.reduced, strict=bool(heard.reduced)):
         crops, kept = told.source.shape
@@ -88,9 +93,9 @@ def expected_logits(
     cuts: dict[int, list[Any]] = {}
     for view, kept in heard.kept:
         cuts.setdefault(view.layer, []).append((view.chosen or range(len(places)), kept))
-    positions = _positions(model, read, length, len(answer))
     new = model.get_input_embeddings()(torch.tensor(answer, dtype=torch.long))
     hidden = torch.cat([embeds, new])[None]
+    positions = _positions(host, read, length, len(answer), gone)
     rotary = decoder.rotary_emb(hidden, positions)
     masks = isinstance(method, LayerReducer) and method.masks_only
     lengths, hidden_ones = [], set[int]()
@@ -103,6 +108,9 @@ def expected_logits(
                 places[image] = stays
                 if kept.values is not None:
                     hidden[0, stays] = kept.values[row_of, : len(stays)].to(hidden.dtype)
+        if isinstance(method, LayerReducer) and method.renumbers:
+            positions = _positions(host, read, length, len(answer), gone)
+            rotary = decoder.rotary_emb(hidden, positions)
         mask = mask_of(hidden.shape[1], gone)
         mask[..., sorted(hidden_ones)] = False  # they still ask, but do not even see themselves
         hidden = layer(hidden, attention_mask=mask, position_embeddings=rotary)
@@ -112,8 +120,14 @@ def expected_logits(
     return model.lm_head(decoder.norm(hidden))[0, length - 1 :], lengths
 
 
-def _positions(model: Any, read: dict[str, Any], length: int, new: int) -> Tensor:
-    """Positions of a whole prompt, and of what follows: one more each than the largest of all."""
+def _positions(host: str, read: dict[str, Any], length: int, new: int, gone: set[int]) -> Tensor:
+    """Positions of a whole prompt, and of what follows: one more each than the largest of all.
+
+    1-D positions close up; 3-D ones stay.
+    """
+    if host not in QWEN:
+        stays = torch.tensor([at not in gone for at in range(length + new)])
+        return (stays.cumsum(0) - 1).clamp(min=0)[None]
     positions = read["position_ids"]
     if positions is None:
         positions = torch.arange(length).expand(3, 1, -1)

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 from reference_answers import listening
-from reference_units import entrance, places_of
-from tiny_units import MANY, UNITS, Shown, model_for, prompt, shown_in
+from reference_units import decoder_of, entrance, places_of
+from tiny_units import MANY, QWEN, TILES, UNITS, Shown, counts_of, model_for, prompt, shown_in
 from transformers import Qwen2VLImageProcessorPil
 
 from frugalvlm.hosts import host_for
@@ -50,7 +50,7 @@ def patch_maps(model, inputs):
     return pictures, features.pooler_output
 
 
-@pytest.mark.parametrize("host", UNITS)
+@pytest.mark.parametrize("host", QWEN)
 def test_scores_and_keys_of_units(host):
     """Where the tower has a unit is found by what the merger makes of it."""
     model, inputs, method = model_for(host), prompt(host, TWO), ToMe(2)
@@ -74,17 +74,60 @@ def test_scores_and_keys_of_units(host):
             torch.testing.assert_close(view.keys[0, :, unit], key, **CLOSE)
 
 
+@pytest.mark.parametrize("host", TILES)
+def test_scores_and_keys_of_tiles(host):
+    """Whole maps of the tower's last layer; which patches a unit has is found by changing one."""
+    model, inputs, method = model_for(host), prompt(host, TWO), ToMe(2)
+    tower = getattr(model.model, "vision_tower", None) or model.model.vision_model
+    layer = (getattr(tower.encoder, "layer", None) or tower.encoder.layers)[-1]
+    attention, seen = getattr(layer, "attention", None) or layer.self_attn, []
+    handle = attention.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append(kwargs.get("hidden_states", *args[:1])),
+        with_kwargs=True,
+    )
+    with listening(method) as heard, method.on(model), torch.no_grad():
+        model(**inputs)
+    handle.remove()
+    hidden = seen[0]
+    with torch.no_grad():
+        q, k = attention.q_proj(hidden), attention.k_proj(hidden)
+        if host == "internvl":
+            q, k = attention.q_norm(q), attention.k_norm(k)
+    q, k = (v.unflatten(-1, (2, -1)) for v in (q, k))
+    maps = (torch.einsum("tqhd,tkhd->thqk", q, k) / q.shape[-1] ** 0.5).softmax(-1)
+    first, tile = int(host == "internvl"), 0
+    for view, _ in heard.reduced:
+        for crop in range(view.crops):
+            for unit in range(9):
+                row, col = unit // 3, unit % 3
+                cells = [(2 * row + i) * 6 + 2 * col + j for i in (0, 1) for j in (0, 1)]
+                four = [first + cell for cell in cells]
+                received = maps[tile].mean(0).sum(0) / maps.shape[-1]
+                score = sum(float(received[p]) for p in four) / 4
+                assert float(view.received_attention[crop, unit]) == pytest.approx(score, rel=1e-6)
+                key = sum(k[tile, p] for p in four) / 4
+                torch.testing.assert_close(view.keys[crop, :, unit], key, **CLOSE)
+                if host == "internvl":
+                    row_of = [sum(float(maps[tile, h, 0, p]) for p in four) / 4 for h in (0, 1)]
+                    assert view.cls_attention[crop, :, unit].tolist() == pytest.approx(row_of)
+            tile += 1
+    assert tile == len(hidden) == 8
+
+
 @pytest.mark.parametrize("host", UNITS)
 def test_the_last_token_s_attention(host):
     model, inputs, method = model_for(host), prompt(host, TWO), FastV(2, 3)
-    read, decoder = entrance(model, inputs), model.model.language_model
+    read, decoder = entrance(model, inputs), decoder_of(model)
+    positions = torch.arange(inputs["input_ids"].shape[1])[None]
+    if host in QWEN:
+        positions = read["position_ids"][-3:]
     states = []
     handle = decoder.layers[2].register_forward_pre_hook(lambda m, args: states.append(args[0]))
     with torch.no_grad():
         model(**inputs)
         handle.remove()
         attention, x = decoder.layers[2].self_attn, decoder.layers[2].input_layernorm(states[0])
-        cos, sin = (part[0] for part in decoder.rotary_emb(x, read["position_ids"][-3:]))
+        cos, sin = (part[0] for part in decoder.rotary_emb(x, positions))
         q, k = (
             p(x)[0].unflatten(-1, (-1, cos.shape[-1])) for p in (attention.q_proj, attention.k_proj)
         )
@@ -104,13 +147,13 @@ def test_the_last_token_s_attention(host):
         ]
         with listening(method) as heard, method.on(model):
             model(**inputs)
-    places = places_of(inputs["input_ids"][0], [p.units for p in shown_in(TWO)])
+    places = places_of(inputs["input_ids"][0], counts_of(host, TWO))
     seen = {}
     for view, _ in heard.kept:
-        seen |= dict(zip(view.chosen, view.last_token_attention, strict=True))
+        seen |= dict(zip(view.chosen or range(len(places)), view.last_token_attention, strict=True))
     for image, place in enumerate(places):
         expected = torch.stack([row[place] for row in rows])
-        torch.testing.assert_close(seen[image], expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(seen[image][:, : len(place)], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_processor_s_patches_stand_where_the_view_has_them():
@@ -123,7 +166,7 @@ def test_the_processor_s_patches_stand_where_the_view_has_them():
     pixels[16:24, 8:16] = 255  # of 4 x 3 cells the one in row 2, column 1
     made = processor(images=[Image.fromarray(pixels)], return_tensors="pt")
     assert made["image_grid_thw"].tolist() == [[1, 8, 6]]
-    for name in UNITS:
+    for name in QWEN:
         model = model_for(name)
         inputs = prompt(name, [[2, Shown(1, 4, 3), 3]])
         inputs["pixel_values"] = made["pixel_values"].double()
@@ -136,7 +179,7 @@ def test_the_processor_s_patches_stand_where_the_view_has_them():
         assert view.grid == (4, 3)
 
 
-@pytest.mark.parametrize("host", UNITS)
+@pytest.mark.parametrize("host", QWEN)
 def test_budgets_that_are_counts_are_clamped_to_what_a_picture_has(host):
     model = model_for(host)
     with ToMe(9).on(model) as trace, torch.no_grad():

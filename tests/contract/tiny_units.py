@@ -9,13 +9,21 @@ from typing import Any
 import torch
 from tiny_hosts import BOS, IMAGE, PAD, VIDEO, VOCAB, enliven, guide_for
 from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    LlamaConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
+    Qwen2Config,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 from frugalvlm.methods import METHODS, Method
@@ -23,11 +31,17 @@ from frugalvlm.methods.base import DepthPolicy, GuidedReducer
 
 START, END = 58, 59  # around a picture
 LAYERS, SHARE = 4, 0.4
-UNITS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-# By principle: the tower has no [CLS]; pictures are cut into tokens by the processor.
-REFUSED = {"fastervlm", "prumerge_plus", "downsample"}
-KEYS = [key for key in METHODS if key not in REFUSED]
-INSIDE_AND_BEHIND = [(key, host) for host in UNITS for key in KEYS]
+QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # 3-D positions, pictures of any size
+TILES = ("internvl", "smolvlm", "idefics3")  # 1-D positions, tiles of 3 x 3 units
+UNITS = (*QWEN, *TILES)
+# By principle: the tower has no [CLS], or nothing reads the features; the processor cuts pictures.
+REFUSED = {
+    (key, host)
+    for host in UNITS
+    for key in ("fastervlm", "prumerge_plus", "downsample")
+    if (key, host) != ("fastervlm", "internvl")
+}
+INSIDE_AND_BEHIND = [(key, host) for host in UNITS for key in METHODS if (key, host) not in REFUSED]
 TRACED = [pair for pair in INSIDE_AND_BEHIND if not issubclass(METHODS[pair[0]], DepthPolicy)]
 
 
@@ -44,6 +58,13 @@ class Shown:
     def units(self) -> int:
         """Tokens that the language model reads."""
         return self.frames * self.rows * self.cols
+
+    def parts(self, host: str) -> list[int]:
+        """Tokens of each image that the engine sees; a picture of `cols` columns has as many tiles
+        where pictures are cut into tiles."""
+        if host in QWEN:
+            return [self.units]
+        return [9 * self.cols] if host == "internvl" else [9] * self.cols
 
 
 Row = list["Shown | int"]  # a prompt: pictures, and numbers of text tokens
@@ -103,6 +124,8 @@ def build(host: str, attention: str = "sdpa") -> PreTrainedModel:
         return Qwen3VLForConditionalGeneration(
             Qwen3VLConfig(text_config=text, vision_config=tower, **tokens)
         )
+    if host in TILES:
+        return _tiled(host, text, attention)
     assert host == "qwen2_5_vl"
     # Windows of 2 x 2 units, which cut the pictures above in several places.
     tower |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32}
@@ -112,17 +135,43 @@ def build(host: str, attention: str = "sdpa") -> PreTrainedModel:
     )
 
 
+def _tiled(host: str, text: dict[str, Any], attention: str) -> PreTrainedModel:
+    """Tiles of 24 pixels, 6 x 6 patches and 3 x 3 units."""
+    del text["rope_parameters"]
+    tower: dict[str, Any] = {
+        "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+        "num_attention_heads": 2, "image_size": 24, "patch_size": 4,
+    }  # fmt: skip
+    shared: dict[str, Any] = {"image_token_id": IMAGE, "attn_implementation": attention}
+    if host == "internvl":
+        tower |= {"image_size": [24, 24], "patch_size": [4, 4], "use_qk_norm": True}
+        return InternVLForConditionalGeneration(
+            InternVLConfig(text_config=Qwen2Config(**text), vision_config=tower, **shared)
+        )
+    shared |= {"scale_factor": 2, "pad_token_id": PAD, "vision_config": tower}
+    shared["text_config"] = LlamaConfig(**text)
+    if host == "smolvlm":
+        return SmolVLMForConditionalGeneration(SmolVLMConfig(**shared))
+    return Idefics3ForConditionalGeneration(Idefics3Config(**shared))
+
+
 def prompt(
     host: str, rows: list[Row] = ONE, side: str = "left", dtype: torch.dtype = torch.float64
 ) -> dict[str, Any]:
     """What a processor would return for these prompts, padded on one side."""
-    lines, pixels, grids, token = [], [], [], IMAGE
+    lines, pixels, grids, token, tiles = [], [], [], IMAGE, []
     for row in rows:
-        line = [BOS]
+        line, own = [BOS], []
         seed = sum(p.seed if isinstance(p, Shown) else p for p in row)
         generator = torch.Generator().manual_seed(seed)
         for part in row:
-            if isinstance(part, Shown):
+            if isinstance(part, Shown) and host in TILES:
+                # SmolVLM tells in front of every tile which one it is.
+                for number, units in enumerate(part.parts(host)):
+                    line += [START, 2 + number, *[IMAGE] * units, END]
+                seeded = torch.Generator().manual_seed(part.seed)
+                own.append(torch.randn(part.cols, 3, 24, 24, generator=seeded).to(dtype))
+            elif isinstance(part, Shown):
                 token = VIDEO if part.frames > 1 else IMAGE
                 # Qwen3-VL tells the time in front of every frame.
                 runs = part.frames if host == "qwen3_vl" else 1
@@ -135,6 +184,7 @@ def prompt(
             else:
                 line += torch.randint(2, START, (part,), generator=generator).tolist()
         lines.append(line)
+        tiles.append(torch.cat(own) if own else torch.zeros(0, 3, 24, 24, dtype=dtype))
     longest = max(map(len, lines))
 
     def padded(line: list[int], fill: int) -> list[int]:
@@ -145,13 +195,24 @@ def prompt(
     inputs = {
         "input_ids": ids,
         "attention_mask": torch.tensor([padded([1] * len(line), 0) for line in lines]),
-        "mm_token_type_ids": (ids == IMAGE).int() + 2 * (ids == VIDEO).int(),
     }
+    if host in TILES:
+        if host == "internvl" and any(map(len, tiles)):
+            inputs["pixel_values"] = torch.cat(tiles)
+        elif any(map(len, tiles)):  # [rows, most tiles, ...], filled up with zeros
+            inputs["pixel_values"] = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)
+        return inputs
+    inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
     if pixels:
         many = "_videos" if token == VIDEO else ""
         grid = "video_grid_thw" if token == VIDEO else "image_grid_thw"
         inputs |= {f"pixel_values{many}": torch.cat(pixels).to(dtype), grid: torch.tensor(grids)}
     return inputs
+
+
+def counts_of(host: str, rows: list[Row]) -> list[int]:
+    """Tokens of each image that the engine sees in prompts."""
+    return [n for picture in shown_in(rows) for n in picture.parts(host)]
 
 
 def shown_in(rows: list[Row]) -> list[Shown]:

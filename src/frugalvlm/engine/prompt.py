@@ -59,7 +59,7 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
     placeholders, call.real = _see_prompt(state, kwargs)
     if host.behind_projector:
         call.images = images_of(state, placeholders, kwargs, by_features)
-        call.grids = tuple(image.grid for image in call.images)
+        call.grids = tuple(host.grid(image) for image in call.images)
         return
     call.images = host.images(placeholders, kwargs)
     rows = [image.row for image in call.images]

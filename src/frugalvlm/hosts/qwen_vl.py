@@ -104,7 +104,7 @@ class Qwen2VLHost(UnitHost):
             return mean if order is None else mean[..., order.to(mean.device)]
 
         pixels = seen.given["hidden_states"][own].unflatten(0, (crops, -1))
-        return view_of(image, units, features, q, k, attention.scaling, pixels, pool)
+        return view_of(image.grid, units, features, q, k, attention.scaling, pixels, pool)
 
     @property
     def _merge(self) -> int:
