@@ -83,7 +83,7 @@ def test_a_share_is_of_each_picture(key, host):
     model = model_for(host)
     with make(key, model).on(model) as trace, torch.no_grad():
         model(**prompt(host, MANY))
-    crops = [1 if host != "internvl" else n // 9 for n in counts_of(host, MANY)]
+    crops = [1 if host in QWEN else n // 9 for n in counts_of(host, MANY)]
     wanted = [
         crop * max(1, int(SHARE * (n // crop)))
         for n, crop in zip(counts_of(host, MANY), crops, strict=True)

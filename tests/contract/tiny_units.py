@@ -33,6 +33,7 @@ START, END = 58, 59  # around a picture
 LAYERS, SHARE = 4, 0.4
 QWEN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")  # 3-D positions, pictures of any size
 TILES = ("internvl", "smolvlm", "idefics3")  # 1-D positions, tiles of 3 x 3 units
+APART = ("smolvlm", "idefics3")  # with tags between the tiles
 UNITS = (*QWEN, *TILES)
 # By principle: the tower has no [CLS], or nothing reads the features; the processor cuts pictures.
 REFUSED = {
@@ -64,7 +65,7 @@ class Shown:
         where pictures are cut into tiles."""
         if host in QWEN:
             return [self.units]
-        return [9 * self.cols] if host == "internvl" else [9] * self.cols
+        return [9] * self.cols if host in APART else [9 * self.cols]
 
 
 Row = list["Shown | int"]  # a prompt: pictures, and numbers of text tokens
@@ -165,7 +166,7 @@ def prompt(
         seed = sum(p.seed if isinstance(p, Shown) else p for p in row)
         generator = torch.Generator().manual_seed(seed)
         for part in row:
-            if isinstance(part, Shown) and host in TILES:
+            if isinstance(part, Shown) and host not in QWEN:
                 # SmolVLM tells in front of every tile which one it is.
                 for number, units in enumerate(part.parts(host)):
                     line += [START, 2 + number, *[IMAGE] * units, END]
@@ -196,8 +197,8 @@ def prompt(
         "input_ids": ids,
         "attention_mask": torch.tensor([padded([1] * len(line), 0) for line in lines]),
     }
-    if host in TILES:
-        if host == "internvl" and any(map(len, tiles)):
+    if host not in QWEN:
+        if host not in APART and any(map(len, tiles)):
             inputs["pixel_values"] = torch.cat(tiles)
         elif any(map(len, tiles)):  # [rows, most tiles, ...], filled up with zeros
             inputs["pixel_values"] = torch.nn.utils.rnn.pad_sequence(tiles, batch_first=True)

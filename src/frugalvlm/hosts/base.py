@@ -1,7 +1,31 @@
 """What the engine must know of a model family.
 
 A host answers where things are (tower, projector, decoder layers, image tokens) and how this family
-computes queries and keys. It knows no method.
+computes queries and keys. It knows no method, and changes nothing: the engine puts hooks on the
+modules that it names.
+
+To add a family, write one file and one line in `HOSTS` (`hosts/__init__.py`), under the
+`model_type` of its configuration. Questions to answer, in this order:
+
+1. *Does the projector act on one patch at a time, and has every picture the same grid?* Then tokens
+   can be reduced in front of it: derive from `LlavaHost` (llava.py). Else from `UnitHost`
+   (units.py), which reduces behind it, token by token in its place; or from `TileHost`, where
+   pictures are cut into square tiles of one size.
+2. *Where are the parts?* `tower`, `projector`, `language_model`, and `inner`, the model without its
+   head. `placeholders` says which ids stand for pictures.
+3. *How many tokens has a picture?* `sizes` (or `images`) deals placeholders out to pictures, from
+   what the processor returns; where the tower ran before the call, from what it was given.
+4. *What does the tower know of a token?* `read` names the modules whose inputs and outputs `view`
+   makes queries and keys of: behind their norms and rotation, as the attention has them, in the
+   order in which the language model reads the tokens, pooled where a token is of several patches.
+   No [CLS]? Say in the docstring what stands in for it.
+5. *What does the decoder add to pictures behind its entrance?* `planes` (Qwen3-VL). *What are its
+   positions?* `keeps_positions` where a gap has no rule to close (3-D positions).
+6. *Can its attention be read and its sequence be cut?* `check_decoder` knows the decoders in
+   `DECODERS`; another one belongs there once its rows equal its eager maps.
+
+`shape` tells methods what they may ask for; what it lacks they refuse, each with its own reason.
+Then add the family to the contract tests (CONTRIBUTING.md): they run every method on it.
 """
 
 from __future__ import annotations
