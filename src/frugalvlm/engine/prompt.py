@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from transformers import GenerationMixin
 
 from frugalvlm.engine.calls import arguments_of, cache_of
 from frugalvlm.engine.state import Call, State
@@ -59,6 +60,8 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
     placeholders, call.real = _see_prompt(state, kwargs)
     if host.behind_projector:
         call.images = images_of(state, placeholders, kwargs, by_features)
+        if not by_features and state.now.copies > 1:
+            _check_repeated(state, pixels, len(placeholders))
         call.grids = tuple(host.grid(image) for image in call.images)
         return
     call.images = host.images(placeholders, kwargs)
@@ -88,6 +91,24 @@ def _expect_tower(state: State, by_features: bool) -> None:
         raise UnsupportedError(
             "Features that were computed before do not say what their pictures look like: pass "
             "pixel_values, or call generate, which was looked up inside the block."
+        )
+
+
+def _check_repeated(state: State, pixels: Any, batch: int) -> None:
+    """Pixels that `generate` repeated for beams must still be those of their prompts.
+
+    Raises:
+        UnsupportedError: for crops of several prompts in one row of tensors, which releases of
+            Transformers that repeat pixels instead of features take apart.
+    """
+    own = type(state.host.model)._expand_inputs_for_generation
+    flat = isinstance(pixels, Tensor) and pixels.ndim == 4
+    shown = [image.row for image in state.call.images for _ in image.crops]
+    plain = own is GenerationMixin._expand_inputs_for_generation
+    if plain and flat and shown != list(range(batch)):
+        raise UnsupportedError(
+            "This release of Transformers mixes up the pictures of prompts in tiles when it "
+            "repeats them for beams: install 5.19 or newer, or repeat the prompt in the batch."
         )
 
 
