@@ -5,6 +5,7 @@ import torch
 from reference_units import entrance, expected_logits
 from tiny_hosts import IMAGE, VIDEO, cache_lengths, fingerprint_of
 from tiny_units import (
+    FILMED,
     INSIDE_AND_BEHIND,
     MANY,
     ONE,
@@ -19,6 +20,7 @@ from tiny_units import (
     model_for,
     prompt,
 )
+from transformers import GenerationMixin
 
 from frugalvlm.engine import session
 from frugalvlm.methods import METHODS, FastV, VisionZip
@@ -34,6 +36,11 @@ def generated(model, inputs, steps=STEPS, **settings):
         **inputs, max_new_tokens=steps, min_new_tokens=steps, do_sample=False, output_logits=True,
         return_dict_in_generate=True, **settings,
     )  # fmt: skip
+
+
+def mixes_pictures_up(host):
+    """Whether this release repeats pixels for beams, and takes flat ones apart."""
+    return host == "internvl" and not hasattr(GenerationMixin, "_supports_mm_encoder_outputs")
 
 
 @pytest.mark.parametrize(("key", "host"), TRACED)
@@ -117,6 +124,8 @@ def test_a_padded_batch_equals_its_items(key, host):
 @pytest.mark.parametrize(("key", "host"), INSIDE_AND_BEHIND)
 def test_beams_in_a_batch_equal_beams_alone_with_and_without_a_cache(key, host):
     """Several pictures in one prompt, whose features are repeated with it."""
+    if mixes_pictures_up(host):
+        pytest.skip("refused: see below")
     model, settings = model_for(host), {"num_beams": 2, "num_return_sequences": 2}
     with make(key, model).on(model):
         together = generated(model, prompt(host, MANY), **settings).sequences[:, -STEPS:]
@@ -134,6 +143,10 @@ def test_beams_in_a_batch_equal_beams_alone_with_and_without_a_cache(key, host):
 def test_beams_look_at_the_pictures_of_their_prompt(host):
     """The first step of beams is the prompt's own, whatever `generate` does with its features."""
     model, inputs = model_for(host), prompt(host, MANY)
+    if mixes_pictures_up(host):
+        with VisionZip(2, 1).on(model), pytest.raises(UnsupportedError, match="mixes up"):
+            generated(model, inputs, num_beams=2)
+        return
     with VisionZip(2, 1).on(model), torch.no_grad():
         out = generated(model, inputs, num_beams=2, output_scores=True)
         plain = model(**inputs).logits[:, -1]
@@ -169,7 +182,7 @@ def test_steps_by_hand(key, host):
                 torch.testing.assert_close(feed(chunks, given), expected, **CLOSE)
 
 
-@pytest.mark.parametrize(("key", "host"), [(k, h) for k, h in TRACED if h in QWEN])
+@pytest.mark.parametrize(("key", "host"), FILMED)
 def test_videos_are_reduced_frame_by_frame(key, host):
     model, inputs = model_for(host), prompt(host, FILM)
     method = make(key, model)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 from tiny_hosts import BOS, IMAGE, PAD, VIDEO, VOCAB, enliven, guide_for
 from transformers import (
@@ -42,8 +43,24 @@ REFUSED = {
     for key in ("fastervlm", "prumerge_plus", "downsample")
     if (key, host) != ("fastervlm", "internvl")
 }
-INSIDE_AND_BEHIND = [(key, host) for host in UNITS for key in METHODS if (key, host) not in REFUSED]
-TRACED = [pair for pair in INSIDE_AND_BEHIND if not issubclass(METHODS[pair[0]], DepthPolicy)]
+SERVED = [(key, host) for host in UNITS for key in METHODS if (key, host) not in REFUSED]
+# Served by the host of another family here: the widest sweep is for the long run.
+ALIKE, ALSO = ("qwen2_vl", "idefics3"), ("visionzip", "fastv", "sparsevlm")
+
+
+def swept(pairs: list[tuple[str, str]]) -> list[Any]:
+    """The pairs as parameters, those that another family stands for marked as slow."""
+    return [
+        pytest.param(*pair, marks=pytest.mark.slow)
+        if pair[1] in ALIKE and pair[0] not in ALSO
+        else pair
+        for pair in pairs
+    ]
+
+
+INSIDE_AND_BEHIND = swept(SERVED)
+TRACED = swept([pair for pair in SERVED if not issubclass(METHODS[pair[0]], DepthPolicy)])
+FILMED = swept([(k, h) for k, h in SERVED if h in QWEN and not issubclass(METHODS[k], DepthPolicy)])
 
 
 @dataclass(frozen=True)
