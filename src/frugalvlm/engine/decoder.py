@@ -118,7 +118,7 @@ class DecoderHooks:
             call = self.state.call
             if not call.prefill or layer >= len(call.planes):
                 return None
-            hidden = kwargs.get("hidden_states", args[0] if args else None)
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             assert call.memory is not None
             plane = call.planes[layer]
             cuts = [first for first in call.memory.cuts if first <= layer]

@@ -20,7 +20,7 @@ from frugalvlm.hosts.units import TileHost
 class SmolVLMHost(TileHost):
     """`SmolVLMForConditionalGeneration` and `Idefics3ForConditionalGeneration`."""
 
-    has_cls: ClassVar[bool] = False  # type: ignore[assignment]
+    has_cls: ClassVar[bool] = False
 
     @property
     def tower(self) -> FamilyModule:
