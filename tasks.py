@@ -124,6 +124,17 @@ def test(c: Context, only=None, all_=False):
     _frugalvlm("test", only=only, all_=all_)
 
 
+@task(
+    help={
+        "transformers": "oldest, newest (of those that are served) or a release such as 5.20",
+        "only": "a path or pytest expression, for example tests/contract/test_units.py",
+    }
+)
+def contracts(c: Context, transformers=None, only=None):
+    """Run the contract tests on another release of Transformers, in a folder of its own."""
+    _frugalvlm("contracts", transformers=transformers, only=only)
+
+
 @task
 def lint(c: Context):
     """Check style, types, and that source notebooks carry no outputs."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -121,6 +123,13 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument(
         "--all", action="store_true", help="notebooks, kills, whole reproductions, too"
     )
+    own = verb("contracts", _contracts, "Run the contract tests on another release of "
+               "Transformers, installed into a folder of its own (in a clone).")  # fmt: skip
+    own.add_argument(
+        "--transformers", default="newest", metavar="RELEASE",
+        help="oldest or newest of those that are served, or a release such as 5.20",
+    )  # fmt: skip
+    own.add_argument("--only", default="tests/contract", help="a path or pytest expression")
     return parser
 
 
@@ -294,6 +303,38 @@ def _test(given: argparse.Namespace) -> int:
     command = [sys.executable, "-m", "pytest", *given.only.split(), "-n", "auto"]
     command += ["--dist", "worksteal", *([] if given.all else ["-m", FAST])]
     return subprocess.run(command, cwd=root).returncode
+
+
+def _contracts(given: argparse.Namespace) -> int:
+    root = project_root()
+    _require("pytest")
+    _require("xdist")
+    release = _release("--transformers", given.transformers)
+    folder = work_dir() / "transformers" / release
+    # What differs stands in front of the environment, whose torch and numpy stay.
+    numpy = importlib.import_module("numpy").__version__
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--upgrade"]
+    install += ["--target", str(folder), f"transformers=={release}.*", f"numpy=={numpy}"]
+    if code := subprocess.run(install).returncode:
+        return code
+    paths = [str(folder), *filter(None, [os.environ.get("PYTHONPATH")])]
+    command = [sys.executable, "-m", "pytest", *given.only.split(), "-n", "auto"]
+    return subprocess.run(
+        [*command, "--dist", "worksteal", "-m", FAST],
+        cwd=root, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+    ).returncode  # fmt: skip
+
+
+def _release(option: str, text: str) -> str:
+    """A release of Transformers, by its first two numbers."""
+    oldest, newest = _from("engine.calls").TESTED
+    release = {"oldest": oldest, "newest": newest}.get(text, text)
+    if re.fullmatch(r"\d+\.\d+", release) is None:
+        raise OptionError(
+            f"{option} is oldest ({oldest}), newest ({newest}) or a release such as 5.20; "
+            f"got '{text}'."
+        )
+    return release
 
 
 # -- what verbs share --------------------------------------------------------------------------

@@ -77,7 +77,10 @@ def load_vlm(
     except WeightsError:
         raise
     except ImportError as error:  # video processors of the library need torchvision
-        raise WeightsError(f"The processor of '{name}' cannot be loaded: {error}") from error
+        raise WeightsError(
+            f"The processor of '{name}' cannot be loaded ({_first_line(error)}): run "
+            "`pip install 'frugalvlm[full]'`, which brings torchvision and num2words."
+        ) from error
     # Damaged files and values end in whatever the libraries below trip over.
     except Exception as error:
         if Path(source).is_dir():

@@ -26,7 +26,8 @@ class Trace:
     """A record of the last prompt that went through a `with method.on(model)` block.
 
     Attributes:
-        grid: rows and columns of patches of a crop.
+        grid: rows and columns of patches of a crop; where pictures have grids of their own, those
+            of a usual picture.
         decoder_layers: layers of the language model.
         calls: prompts (batches) seen so far, those without an image included.
         tokens_per_layer: visual tokens at each decoder layer, mean over the images of the last
@@ -44,6 +45,7 @@ class Trace:
     visible_per_layer: list[float] = field(default_factory=list)
     _origins: Callable[[], list[list[int]]] = list  # per image, its tokens: crop x patches + patch
     _crops: tuple[int, ...] = ()
+    _grids: tuple[tuple[int, int], ...] = ()  # per image; none where all have `grid`
     _cuts: list[tuple[int, Kept]] = field(default_factory=list)  # with the layer behind the cut
     _merged_into: Tensor | None = None
 
@@ -77,9 +79,10 @@ class Trace:
         """
         self._need()
         _check_place("layer", layer, self.decoder_layers, "this decoder")
-        patches = self.grid[0] * self.grid[1]
         kept: list[list[int]] = []
         for image, (tokens, crops) in enumerate(zip(self._origins(), self._crops, strict=True)):
+            rows, cols = self.grid_of(image)
+            patches = rows * cols
             for first, cut in self._cuts:
                 if first <= layer:
                     held = cut.index if cut.holds is None else cut.holds
@@ -88,6 +91,10 @@ class Trace:
             real = sorted(token for token in tokens if token >= 0)
             kept += [[t % patches for t in real if t // patches == crop] for crop in range(crops)]
         return kept
+
+    def grid_of(self, image: int) -> tuple[int, int]:
+        """Rows and columns of patches of each crop of an image of the last batch."""
+        return self._grids[image] if self._grids else self.grid
 
     @property
     def merged(self) -> list[dict[int, list[int]]]:
@@ -121,7 +128,11 @@ class Trace:
         self._need()
         layer = self.decoder_layers - 1 if layer is None else layer
         _check_place("crop", crop, sum(self._crops), "the last batch")
-        return self.grid, self.kept_at(layer)[crop], self.merged[crop]
+        return self.grid_of(self._image(crop)), self.kept_at(layer)[crop], self.merged[crop]
+
+    def _image(self, crop: int) -> int:
+        """The image that a crop of the last batch belongs to."""
+        return next(i for i in range(len(self._crops)) if crop < sum(self._crops[: i + 1]))
 
     def plot(
         self,
@@ -166,7 +177,9 @@ class Trace:
                 f"A picture is a PIL image, got {type(image).__name__}: open it with "
                 "PIL.Image.open(...)."
             )
-        number = next(i for i in range(len(self._crops)) if crop < sum(self._crops[: i + 1]))
+        number = self._image(crop)
+        if self._grids and self._grids[number] != self.grid:
+            return image  # a tower that takes pictures as they are saw the whole of it
         count, place = self._crops[number], crop - sum(self._crops[:number])
         if processor is None:
             if count > 1 or not self._fits(image):
@@ -211,11 +224,13 @@ class Trace:
         crops: tuple[int, ...] = (),
         origins: Callable[[], list[list[int]]] = list,
         merged_into: Tensor | None = None,
+        grids: tuple[tuple[int, int], ...] = (),
     ) -> None:
         """The engine tells of a new prompt: tokens and crops of each image; none without images."""
         self.calls += 1
         self.tokens_per_layer, self.spread, self.visible_per_layer, self._cuts = [], [], [], []
         self._origins, self._crops, self._merged_into = origins, crops, merged_into
+        self._grids = grids
         if counts:
             self._set_from(0, counts)
 

@@ -12,8 +12,9 @@ patch tokens, `visual` the visual tokens still present at a decoder layer.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -42,19 +43,54 @@ def softmax(logits: Float[Tensor, "*rows keys"]) -> Float[Tensor, "*rows keys"]:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a method may know of a model before any computing: sizes and abilities."""
+    """What a method may know of a model before any computing: sizes and abilities.
 
-    patches: int  # patch tokens per crop
-    grid: tuple[int, int]  # rows and columns of patches
+    Attributes:
+        patches: patch tokens per crop; where every picture has its own number, that of a usual one.
+        grid: rows and columns of patches, likewise.
+        decoder_layers: of the language model.
+        has_cls: whether the vision tower has a [CLS] token whose attention can rank patches.
+        varies: whether pictures have numbers of tokens of their own, known when they are seen.
+        follows: whether a tower layer reads the features.
+        resizes: whether the tower takes smaller pictures of the same model input.
+    """
+
+    patches: int
+    grid: tuple[int, int]
     decoder_layers: int
-    has_cls: bool  # whether the vision tower has a [CLS] token
+    has_cls: bool
+    varies: bool = False
+    follows: bool = True
+    resizes: bool = True
+
+    @property
+    def most(self) -> int:
+        """The largest budget per crop: above what a picture has, where they vary, it keeps all."""
+        return sys.maxsize if self.varies else self.patches
 
 
 class EncoderView:
-    """One batch of crops between the vision tower and the projector.
+    """One batch of crops between the vision tower and the language model.
 
     Built by a host; methods read it. Attention is that of the tower layer whose output the model
-    uses as features (LLaVA-1.5: layer 23 of 24).
+    uses as features (LLaVA-1.5: layer 23 of 24). Where the projector mixes patches, a *patch* here
+    is what it makes of several: one token that the language model reads.
+
+    Args:
+        patches: what tokens are made of, by picking and mixing; before the projector or behind it.
+            It may be wider than the features: whatever goes with a token mixes alike.
+        cls: features of a [CLS] token that can be handed over.
+        grid: rows and columns of patches.
+        hidden: what went into the attention.
+        queries_of: queries of such rows.
+        raw_keys: keys of all positions.
+        scale: factor on their products.
+        pixels: of the crops.
+        project: the projector, where it acts per token and is still to come.
+        following: the same crops in the next tower layer.
+        features: the part of `patches` that can be compared; None: all of it.
+        pool: makes values per tower position (last axis) values per patch, where these differ.
+        leading: tower positions in front of the patches; None: the [CLS] token's.
     """
 
     def __init__(
@@ -62,16 +98,22 @@ class EncoderView:
         patches: Float[Tensor, "crops patches width"],
         cls: Float[Tensor, "crops 1 width"] | None,
         grid: tuple[int, int],
-        hidden: Float[Tensor, "crops positions width"],
+        hidden: Float[Tensor, "crops positions hidden_width"],
         queries_of: Callable[[Tensor], Float[Tensor, "crops heads rows head_dim"]],
         raw_keys: Float[Tensor, "crops heads positions head_dim"],
         scale: float,
         pixels: Tensor | None,
         project: Callable[[Tensor], Tensor] | None = None,
         following: Callable[[], EncoderView] | None = None,
+        features: Float[Tensor, "crops patches feature_width"] | None = None,
+        pool: Callable[[Tensor], Tensor] | None = None,
+        leading: int | None = None,
     ) -> None:
         self.patches = patches
+        self.features = patches if features is None else features
         self.grid = grid
+        self._pool = pool
+        self._leading = int(cls is not None) if leading is None else leading
         self._cls = cls
         self._hidden = hidden
         self._queries_of = queries_of
@@ -104,13 +146,23 @@ class EncoderView:
 
     @property
     def has_cls(self) -> bool:
-        """Whether the tower has a [CLS] token."""
+        """Whether there is a [CLS] token to hand over."""
         return self._cls is not None
+
+    @property
+    def ranks_by_cls(self) -> bool:
+        """Whether there is one whose attention ranks patches, handed over or not."""
+        return self._leading == 1
 
     @cached_property
     def keys(self) -> Float[Tensor, "crops heads patches head_dim"]:
-        """Raw key projections of the patches (bias included, not scaled)."""
-        return self._raw_keys[:, :, int(self.has_cls) :]
+        """Keys of the patches as the tower's attention projects them, not scaled.
+
+        CLIP and SigLIP: bias included. Towers with rotary positions: behind the rotation. Where a
+        patch is made of several tower positions: their mean.
+        """
+        keys = self._raw_keys[:, :, self._leading :]
+        return keys if self._pool is None else self._pool(keys.mT).mT
 
     @cached_property
     def cls_attention(self) -> Float[Tensor, "crops heads patches"]:
@@ -118,14 +170,14 @@ class EncoderView:
 
         One query row: q of [CLS] times all keys. Exact, O(patches) memory.
         """
-        self.cls  # noqa: B018 - raises when there is no [CLS]
+        self._need_cls()
         rows = self._attention(self._hidden[:, :1])
-        return rows[:, :, 0, 1:]
+        return self._pooled(rows[:, :, 0, 1:])
 
     @cached_property
     def cls_logits(self) -> Float[Tensor, "crops heads positions"]:
         """Products of the [CLS] query with every key, [CLS] first; not scaled, no softmax."""
-        self.cls  # noqa: B018 - raises when there is no [CLS]
+        self._need_cls()
         return (self._queries_of(self._hidden[:, :1]) @ self._raw_keys.transpose(-1, -2))[:, :, 0]
 
     @cached_property
@@ -133,7 +185,7 @@ class EncoderView:
         """All patches behind the projector: what the language model would read."""
         if self._project is None:
             raise UnsupportedError("Projected features are asked for, but there is no projector.")
-        return self._project(self.patches)
+        return self._project(self.features)
 
     @cached_property
     def following(self) -> EncoderView:
@@ -156,7 +208,8 @@ class EncoderView:
         chunks = (
             self._attention(rows).mean(dim=1).sum(dim=1) for rows in self._hidden.split(64, dim=1)
         )
-        return sum(chunks, start=torch.zeros(()))[:, int(self.has_cls) :] / positions
+        received = sum(chunks, start=torch.zeros(()))[:, self._leading :] / positions
+        return self._pooled(received)
 
     @cached_property
     def fingerprint(self) -> Int[Tensor, " crops"]:
@@ -169,6 +222,13 @@ class EncoderView:
         flat = (self._pixels.flatten(1) * 512).round().to(torch.int64)
         weights = torch.arange(flat.shape[1], device=flat.device) % 65_521 + 1
         return (flat * weights).sum(1)
+
+    def _need_cls(self) -> None:
+        if not self.ranks_by_cls:
+            raise UnsupportedError("This vision tower has no [CLS] token (for example SigLIP).")
+
+    def _pooled(self, values: Float[Tensor, "*rows positions"]) -> Float[Tensor, "*rows patches"]:
+        return values if self._pool is None else self._pool(values)
 
     def _attention(
         self, rows: Float[Tensor, "crops rows width"]
@@ -186,12 +246,26 @@ class Reduced:
         source: [crops, kept] patch each token stands for, or `CLS_SOURCE` / `MERGED_SOURCE`.
         merged_into: [crops, patches] slot in `tokens` that a patch was folded into, -1 for none.
         counts: tokens of each crop, where they differ; slots behind them are padding.
+        stands_at: [crops, kept] the patch at whose place a token stands where tokens keep their
+            places; None: its source, and of merged ones the first patch that was folded in.
     """
 
     tokens: Float[Tensor, "crops kept width"]
     source: Int[Tensor, "crops kept"]
     merged_into: Int[Tensor, "crops patches"] | None = None
     counts: tuple[int, ...] | None = None
+    stands_at: Int[Tensor, "crops kept"] | None = None
+
+    @property
+    def places(self) -> Int[Tensor, "crops kept"]:
+        """The patch at whose place each token stands; meaningless behind a crop's count."""
+        if self.stands_at is not None:
+            return self.stands_at
+        if self.merged_into is None:
+            return self.source.clamp(min=0)
+        slots = torch.arange(self.source.shape[1], device=self.source.device)
+        first = (self.merged_into[:, None] == slots[:, None]).long().argmax(-1)
+        return self.source.where(self.source >= 0, first)
 
 
 @dataclass(frozen=True)
@@ -211,6 +285,11 @@ class Text:
     embeddings: Float[Tensor, "batch text width"]
     visual: Float[Tensor, "images entered width"]
 
+    def of(self, images: Sequence[int], entered: int) -> Text:
+        """The text as some of the images have it, of which none has more tokens than `entered`."""
+        own = list(images)
+        return replace(self, behind=self.behind[own], visual=self.visual[own, :entered])
+
 
 class LayerView:
     """The visual tokens of every image just before a decoder layer.
@@ -225,6 +304,7 @@ class LayerView:
         decoder_layers: layers of the decoder.
         entered: visual tokens of each image that the decoder was given.
         hidden: [batch, length, width] what the layer is about to read.
+        chosen: where this shows some of a batch's images only, their numbers; None: all of them.
     """
 
     def __init__(
@@ -252,6 +332,7 @@ class LayerView:
         self.decoder_layers = decoder_layers
         self.entered = entered or counts
         self.hidden = hidden
+        self.chosen: tuple[int, ...] | None = None
         self._last = last
         self._attention_of = attention_of
         self._real = real
@@ -287,6 +368,21 @@ class LayerView:
         if self._real is None:
             return torch.ones(self.hidden.shape[:2], dtype=torch.bool, device=self.hidden.device)
         return self._real
+
+    def of(self, images: Sequence[int], patches: int) -> LayerView:
+        """Some of the images only, by number, whose crops have so many patches."""
+        other, own = copy.copy(self), list(images)
+        for name in ("last_token_attention", "text"):
+            other.__dict__.pop(name, None)  # remembered, of all images
+        other.chosen, other.patches = tuple(own), patches
+        other.counts = tuple(self.counts[i] for i in own)
+        other.crops = tuple(self.crops[i] for i in own)
+        other.entered = tuple(self.entered[i] for i in own)
+        other.visual = self.visual[own, : max(other.counts)]
+        other.rows = self.rows[own]
+        if self._text_of is not None:
+            other._text_of = lambda: self.text.of(own, max(other.entered))
+        return other
 
     def with_attention(self, attention_of: Callable[..., Tensor]) -> LayerView:
         """The same view with another attention: of chosen positions, at a temperature."""

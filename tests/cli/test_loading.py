@@ -168,3 +168,12 @@ def test_cards_hidden_files_and_left_overs_are_free(folder):
 def test_what_is_shipped_is_whole():
     for folder in sorted(path for path in models_dir().iterdir() if path.is_dir()):
         verify(folder)
+
+
+def test_a_processor_that_needs_more_names_the_extra(folder, monkeypatch):
+    def missing(*given, **options):
+        raise ImportError("VideoProcessor requires the Torchvision library\nmany more lines")
+
+    monkeypatch.setattr("frugalvlm.loading.AutoProcessor.from_pretrained", missing)
+    with pytest.raises(WeightsError, match=r"Torchvision library\): .*frugalvlm\[full\]"):
+        load_vlm(str(folder))

@@ -1,6 +1,7 @@
 """The command `frugalvlm`: help, quick answers, what verbs hand on, missing extras."""
 
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -89,6 +90,30 @@ def test_new_calls_the_scaffold(monkeypatch):
     monkeypatch.setitem(sys.modules, "frugalvlm.scaffold", fake)
     assert cli.main(["new", "--method", "mine"]) == cli.main(["new", "--paper", "theirs"]) == 0
     assert made == [("method", "mine", project_root()), ("paper", "theirs", project_root())]
+
+
+def test_contracts_installs_a_release_and_tests_with_it(monkeypatch, tmp_path, capsys):
+    ran = []
+    monkeypatch.setattr(
+        cli.subprocess, "run",
+        lambda command, **how: ran.append((command, how)) or types.SimpleNamespace(returncode=0),
+    )  # fmt: skip
+    monkeypatch.setenv("FRUGALVLM_RESULTS", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", "mine")
+    for asked, release in (("oldest", "5.17"), ("newest", "5.24"), ("5.20", "5.20")):
+        ran.clear()
+        assert cli.main(["contracts", "--transformers", asked]) == 0
+        (install, _), (test, how) = ran
+        assert f"transformers=={release}.*" in install
+        folder = install[install.index("--target") + 1]
+        first, second = how["env"]["PYTHONPATH"].split(os.pathsep)
+        assert (first, second) == (folder, "mine")
+        assert release in folder
+        assert "tests/contract" in test
+    ran.clear()
+    assert cli.main(["contracts", "--transformers", "latest"]) == 2
+    assert not ran
+    assert "a release such as 5.20; got 'latest'" in capsys.readouterr().err
 
 
 def test_a_missing_library_names_its_extra(monkeypatch, capsys):

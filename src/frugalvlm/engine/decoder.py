@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from frugalvlm.engine.calls import cache_left_by, cache_of
-from frugalvlm.engine.encoder import origins, shortened
+from frugalvlm.engine.encoder import merged_into, origins, shortened
 from frugalvlm.engine.memory import Memory, memory_of, remember, serve
 from frugalvlm.engine.state import Call, State
 from frugalvlm.engine.subset import (
@@ -56,6 +57,7 @@ class DecoderHooks:
             )
         embeds = kwargs["inputs_embeds"]
         batch, length = embeds.shape[:2]
+        kwargs, call.planes = state.host.planes(kwargs)
         call.prefill, call.memory = True, Memory(length)
         kwargs, slots = shortened(state, embeds, kwargs) or (
             kwargs,
@@ -68,10 +70,9 @@ class DecoderHooks:
         visual = nn.utils.rnn.pad_sequence(slots, batch_first=True, padding_value=end)
         call.visual = visual.to(embeds.device)
         call.last = _last_token(kwargs.get("attention_mask"), batch, end, embeds.device)
-        merged = call.answer.merged_into if call.answer else None
         stands_for = origins(state.host, call)
         for entry in state.entries:
-            entry.note_prompt(call, call.counts, stands_for, merged)
+            entry.note_prompt(call, call.counts, stands_for, merged_into(call))
         return args, kwargs
 
     def see_attention_inputs(self, module: FamilyModule, args: tuple, kwargs: dict) -> None:
@@ -107,10 +108,33 @@ class DecoderHooks:
 
         return hook
 
+    def add_plane(self, layer: int) -> Callable:
+        """A hook for what follows a layer to whose output the model adds something.
+
+        In front of the next module, so that recorded hidden states are the untouched model's.
+        """
+
+        def hook(module: FamilyModule, args: tuple, kwargs: dict) -> tuple | None:
+            call = self.state.call
+            if not call.prefill or layer >= len(call.planes):
+                return None
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            assert call.memory is not None
+            plane = call.planes[layer]
+            cuts = [first for first in call.memory.cuts if first <= layer]
+            if cuts:
+                plane = call.memory.cuts[max(cuts)].take(plane)
+            more = {k: v for k, v in kwargs.items() if k != "hidden_states"}
+            return (hidden + plane.to(hidden.device, hidden.dtype), *args[1:]), more
+
+        return hook
+
     def leave(self, module: FamilyModule, args: tuple, output: Any) -> Any:
         """The decoder is done: remember the cuts on the cache, restore the prompt's shape."""
         call, memory = self.state.call, self.state.call.memory
         self.state.now.call = Call()
+        if not self.state.now.generating:
+            self.state.now.tower = []
         serve(None)
         if memory is None or not call.prefill:
             return output
@@ -147,13 +171,14 @@ def later_step(state: State, memory: Memory, kwargs: dict) -> dict:
     stream = memory.stream
     if stream is None:
         return kwargs
-    for name in ("inputs_embeds", "position_ids") if state.now.surplus else ():
-        if kwargs.get(name) is not None:
-            kwargs[name] = kwargs[name][:, state.now.surplus :]
+    if state.now.surplus:
+        kwargs["inputs_embeds"] = kwargs["inputs_embeds"][:, state.now.surplus :]
+        if kwargs.get("position_ids") is not None:
+            kwargs["position_ids"] = kwargs["position_ids"][..., state.now.surplus :]
     state.now.surplus = 0
-    new = past - memory.stream_length + kwargs["inputs_embeds"].shape[1]
-    if kwargs.get("position_ids") is not None:
-        kwargs["position_ids"] = kwargs["position_ids"] - memory.removed
+    fed = kwargs["inputs_embeds"].shape[1]
+    new = past - memory.stream_length + fed
+    kwargs["position_ids"] = _later_positions(state, memory, kwargs.get("position_ids"), past, fed)
     mask = kwargs.get("attention_mask")
     if mask is not None:
         if mask.shape[-1] != memory.prompt_length + new:
@@ -166,6 +191,20 @@ def later_step(state: State, memory: Memory, kwargs: dict) -> dict:
         ones = stream.columns.new_ones(batch, new)
         kwargs["attention_mask"] = torch.cat([stream.own_mask, ones], 1)
     return kwargs
+
+
+def _later_positions(
+    state: State, memory: Memory, positions: Tensor | None, past: int, fed: int
+) -> Tensor | None:
+    """Position ids of tokens behind a shortened prompt."""
+    assert memory.removed is not None
+    if not state.host.keeps_positions:
+        return None if positions is None else positions - memory.removed
+    if positions is None:  # the decoder would count from what the cache holds
+        return torch.arange(past, past + fed, device=memory.removed.device) + memory.removed
+    if state.call.positions:
+        return positions
+    return positions + memory.removed  # the model counted from there
 
 
 def _check_cache(
@@ -224,7 +263,7 @@ def cut(state: State, layer: int, hidden: Tensor) -> Tensor:
     decisions = state.now.decisions
     kept = decisions.get(layer) if decisions is not None else None
     if kept is None:
-        kept = method.keep(_layer_view(state, layer, hidden, rows, real))
+        kept = _keep(state, method, _layer_view(state, layer, hidden, rows, real))
         if decisions is not None:
             decisions[layer] = kept
     call.attention_inputs, call.raw_keys = {}, None
@@ -232,7 +271,55 @@ def cut(state: State, layer: int, hidden: Tensor) -> Tensor:
         entry.note_cut(call, layer, kept, method.masks_only)
     if kept.counts == call.counts and kept.values is None:
         return hidden
-    return _apply(call, memory, method, layer, kept, hidden, rows, before, real)
+    return _apply(state, memory, layer, kept, hidden, rows, before, real)
+
+
+def _keep(state: State, method: LayerReducer, view: LayerView) -> Kept:
+    """What a method keeps of every image; images of one size are asked for together."""
+    if not state.host.shape.varies:
+        return method.keep(view)
+    sizes = [state.host.patches(image) for image in state.call.images]
+    groups = {size: [i for i, own in enumerate(sizes) if own == size] for size in sizes}
+    answers = {size: method.fitted(size).keep(view.of(own, size)) for size, own in groups.items()}
+    if len(answers) == 1:
+        return next(iter(answers.values()))
+    return _joined(view, groups, answers)
+
+
+def _joined(view: LayerView, groups: dict[int, list[int]], answers: dict[int, Kept]) -> Kept:
+    """Answers for some images each as one for all."""
+    if any(answer.values is not None for answer in answers.values()):
+        answers = {
+            size: _with_values(view.of(groups[size], size), answer)
+            for size, answer in answers.items()
+        }
+    places = {
+        image: (answer, row)
+        for size, answer in answers.items()
+        for row, image in enumerate(groups[size])
+    }
+    whose = [places[image] for image in sorted(places)]
+    pad = partial(nn.utils.rnn.pad_sequence, batch_first=True)
+    counts = tuple(answer.counts[row] for answer, row in whose)
+
+    def rows(name: str) -> list[Tensor]:
+        return [
+            getattr(answer, name)[row, :count]
+            for (answer, row), count in zip(whose, counts, strict=True)
+        ]
+
+    index = pad(rows("index"))
+    if whose[0][0].values is None:
+        return Kept(index, counts)
+    return Kept(index, counts, pad(rows("values")), pad(rows("holds")))
+
+
+def _with_values(view: LayerView, kept: Kept) -> Kept:
+    """The same answer, with the states that places hold, their own where it makes none."""
+    if kept.values is not None:
+        return kept
+    index = kept.index[..., None].expand(-1, -1, view.hidden.shape[-1])
+    return replace(kept, values=view.tokens.gather(1, index), holds=kept.index)
 
 
 def _layer_view(state: State, layer: int, hidden: Tensor, rows: Tensor, real: Tensor) -> LayerView:
@@ -254,10 +341,11 @@ def _layer_view(state: State, layer: int, hidden: Tensor, rows: Tensor, real: Te
 
 
 def _apply(
-    call: Call, memory: Memory, method: LayerReducer, layer: int, kept: Kept, hidden: Tensor,
-    rows: Tensor, before: Subset | None, real: Tensor,
+    state: State, memory: Memory, layer: int, kept: Kept, hidden: Tensor, rows: Tensor,
+    before: Subset | None, real: Tensor,
 ) -> Tensor:  # fmt: skip
     """The hidden states that are left, and what is remembered of the others."""
+    call, method = state.call, state.cut_at[layer]
     assert call.visual is not None
     assert call.last is not None
     assert call.real is not None
@@ -281,7 +369,7 @@ def _apply(
         memory.hidden[layer], call.visual, call.counts = known | gone, chosen, kept.counts
         return hidden
     now = Subset.of(stays[:, :length], tuple(lengths))
-    if method.renumbers:
+    if method.renumbers and not state.host.keeps_positions:
         now = now.renumbered(real, stays[:, :length])
     end = torch.full((batch, 1), now.columns.shape[1], device=device)
     landing = torch.cat([now.landing, end], 1)

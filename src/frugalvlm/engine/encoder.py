@@ -17,6 +17,7 @@ from torch import Tensor
 from frugalvlm.engine.prompt import reduces_frames
 from frugalvlm.engine.state import Call, State
 from frugalvlm.engine.subset import Subset
+from frugalvlm.engine.units import reduced_in_place
 from frugalvlm.hosts import Host
 from frugalvlm.hosts.base import FamilyModule, ImageLayout
 from frugalvlm.methods.base import FrameReducer
@@ -108,7 +109,9 @@ def encoder_view(host: Host, call: Call, patches: Tensor) -> EncoderView:
 
 def origins(host: Host, call: Call) -> Callable[[], list[list[int]]]:
     """What each visual token of each image stands for, worked out when a trace is read."""
-    images, answer = call.images, call.answer
+    images, answer, placed = call.images, call.answer, call.placed
+    if placed:
+        return lambda: [p.origin for p in placed]
     if answer is None or call.projected is None:
         return lambda: [host.origin(image) for image in images]
 
@@ -122,23 +125,78 @@ def origins(host: Host, call: Call) -> Callable[[], list[list[int]]]:
     return lambda: [reduced(image) for image in images]
 
 
+def merged_into(call: Call) -> Tensor | None:
+    """Into which slot of its crop's tokens each patch was folded, of all crops of a call."""
+    if not call.placed:
+        return call.answer.merged_into if call.answer else None
+    rows = [
+        row
+        for p, image in zip(call.placed, call.images, strict=True)
+        for row in (
+            torch.full((len(image.crops), 1), -1) if p.merged_into is None else p.merged_into.cpu()
+        )
+    ]
+    return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
 def shortened(state: State, embeds: Tensor, kwargs: dict) -> tuple[dict, list[Tensor]] | None:
     """The decoder's arguments for the stream, and each image's places in it (on the CPU).
 
     None where no encoder reducer made it shorter than the prompt.
     """
     host, call = state.host, state.call
+    if host.behind_projector:
+        if state.encoder is None:
+            return None
+        call.placed = reduced_in_place(state, embeds, call.planes) or []
+        return _shorten_in_place(host, call, embeds, kwargs) if call.placed else None
     if call.projected is not None:
-        return _shorten_prompt(call, embeds, kwargs, _read_pictures(host, call))
-    if reduces_frames(state):
+        features = _read_pictures(host, call)
+    elif reduces_frames(state):
         assert isinstance(state.encoder, FrameReducer)
-        return _shorten_prompt(
-            call,
-            embeds,
-            kwargs,
-            _read_clips(state.encoder, call.images, embeds, host.shape.patches),
+        features = _read_clips(state.encoder, call.images, embeds, host.shape.patches)
+    else:
+        return None
+    kept = [_last_slots(call, *pair) for pair in zip(call.images, features, strict=True)]
+    return _shorten_prompt(host, call, embeds, kwargs, features, kept)
+
+
+def _shorten_in_place(
+    host: Host, call: Call, embeds: Tensor, kwargs: dict
+) -> tuple[dict, list[Tensor]]:
+    """Likewise, of tokens that keep their places; and the planes that go with them."""
+    kept = [p.places for p in call.placed]
+    made = _shorten_prompt(host, call, embeds, kwargs, [p.tokens for p in call.placed], kept)
+    assert call.memory is not None
+    assert call.memory.stream is not None
+    stream, where = call.memory.stream, _rows_of(call.images, made[1])
+    call.planes = [
+        stream.take(plane).index_put(
+            tuple(part.to(plane.device) for part in where),
+            torch.cat([p.planes[i] for p in call.placed]).to(plane.dtype),
         )
-    return None
+        for i, plane in enumerate(call.planes)
+    ]
+    return made
+
+
+def _last_slots(call: Call, image: ImageLayout, tokens: Tensor) -> Tensor:
+    """Where an image's tokens stand that are packed together: at the end of its place."""
+    gone = len(image.slots) - len(tokens)
+    if gone < 0:
+        adaptive = call.answer is not None and call.answer.counts is not None
+        remedy = "set a budget" if adaptive else "lower the budget"
+        raise UnsupportedError(
+            f"This image has {len(image.slots)} tokens once its padding is cut away, fewer "
+            f"than the {len(tokens)} to keep; {remedy} or use a square image."
+        )
+    return image.slots[gone:]
+
+
+def _rows_of(images: list[ImageLayout], places: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Row and position of every token that images have left; on the CPU."""
+    rows = [p.new_full(p.shape, i.row) for i, p in zip(images, places, strict=True)]
+    return torch.cat(rows), torch.cat(places)
 
 
 def _read_pictures(host: Host, call: Call) -> list[Tensor]:
@@ -167,41 +225,45 @@ def _read_clips(
 
 
 def _shorten_prompt(
-    call: Call, embeds: Tensor, kwargs: dict, features: list[Tensor]
-) -> tuple[dict, list[Tensor]]:
-    """The stream's embeddings, mask and positions, and each image's places in it."""
+    host: Host, call: Call, embeds: Tensor, kwargs: dict, features: list[Tensor],
+    kept_slots: list[Tensor],
+) -> tuple[dict, list[Tensor]]:  # fmt: skip
+    """The stream's embeddings, mask and positions, and each image's places in it.
+
+    Args:
+        host: of the model.
+        call: the forward pass.
+        embeds: [batch, prompt, width] what the decoder was to read.
+        kwargs: its arguments.
+        features: [kept, width] what is left of each image.
+        kept_slots: [kept] prompt positions where it stands.
+    """
     memory = call.memory
     assert memory is not None
     assert call.real is not None
-    stays, kept_slots = call.real.clone(), []
-    for image, tokens in zip(call.images, features, strict=True):
-        gone = len(image.slots) - len(tokens)
-        if gone < 0:
-            adaptive = call.answer is not None and call.answer.counts is not None
-            remedy = "set a budget" if adaptive else "lower the budget"
-            raise UnsupportedError(
-                f"This image has {len(image.slots)} tokens once its padding is cut away, fewer "
-                f"than the {len(tokens)} to keep; {remedy} or use a square image."
-            )
-        stays[image.row, image.slots[:gone]] = False
-        kept_slots.append(image.slots[gone:])
+    stays = call.real.clone()
+    for image, slots in zip(call.images, kept_slots, strict=True):
+        stays[image.row, image.slots] = False
+        stays[image.row, slots] = True
     stream = Subset.of(stays, tuple(stays.sum(1).tolist()))
     places = [
         stream.landing[image.row, slots]
         for image, slots in zip(call.images, kept_slots, strict=True)
     ]
-    rows = torch.cat([p.new_full(p.shape, i.row) for i, p in zip(call.images, places, strict=True)])
+    rows, at_places = _rows_of(call.images, places)
     call.present = stream.columns >= 0
     memory.stream = stream = stream.to(embeds.device)
     memory.removed = (call.real.sum(1) - stays.sum(1))[:, None].to(embeds.device)
-    at = rows.to(embeds.device), torch.cat(places).to(embeds.device)
+    at = rows.to(embeds.device), at_places.to(embeds.device)
     short = stream.take(embeds).index_put(at, torch.cat(features).to(embeds.dtype))
     mask, positions = kwargs.get("attention_mask"), kwargs.get("position_ids")
     if mask is not None:
         mask = stream.mask(mask)
     elif stream.padded:
         mask = stream.own_mask
-    if positions is not None:
+    if host.keeps_positions:
+        positions = stream.positions(positions)
+    elif positions is not None:
         # Each token moves up by what was removed before it.
         removed = (call.real.cumsum(1) - stays.cumsum(1)).to(embeds.device)
         moved = (positions - removed).clamp(min=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -21,6 +21,7 @@ from frugalvlm.views import UnsupportedError
 _BY_POSITION = ("assistant_model", "prompt_lookup_num_tokens", "prefill_chunk_size")
 _ENTRANCES: WeakKeyDictionary[nn.Module, Entrance] = WeakKeyDictionary()
 _LOCK = threading.RLock()
+_GIVEN = threading.local()  # `prompts`: by model, what the running thread gave to `generate`
 _GENERATING: WeakKeyDictionary[nn.Module, Counter[int]] = WeakKeyDictionary()  # by thread
 
 Runner = Callable[..., Any]  # what `generate` does: (plain generate, args, kwargs)
@@ -138,11 +139,23 @@ def generate(state: State, plain: Callable, args: tuple, kwargs: dict[str, Any])
     if memory is not None and (mask is None or mask.shape[1] == ids.shape[1]):
         # A whole conversation: generate() skips as many tokens as the shorter cache holds.
         now.surplus = memory.prompt_length - memory.stream_length
+    now.tower, now.generating = [], True
+    prompts = _GIVEN.__dict__.setdefault("prompts", {})
+    prompts[id(model)] = {**kwargs, "input_ids": ids}
+    # Where pixels are not one row per picture, beams would take them apart: features go instead.
+    behind = state.host.behind_projector
     try:
-        with _pixels_to_the_model(model):
+        with nullcontext() if behind else _pixels_to_the_model(model):
             return plain(*args, **kwargs)
     finally:
         now.decisions, now.copies, now.surplus = None, 1, 0
+        now.tower, now.generating = [], False
+        prompts.pop(id(model), None)
+
+
+def given_prompt(model: Any) -> dict[str, Any] | None:
+    """What the running thread gave to a model's `generate`, while that is under way."""
+    return _GIVEN.__dict__.get("prompts", {}).get(id(model))
 
 
 def _setting(model: Any, args: tuple, kwargs: dict[str, Any]) -> Callable[[str], Any]:

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from frugalvlm.engine.blocks import block
 from frugalvlm.engine.calls import arguments_of
+from frugalvlm.engine.generation import given_prompt
 from frugalvlm.engine.session import operate
 from frugalvlm.engine.subset import Subset
 from frugalvlm.hosts import Host, host_for
@@ -60,15 +61,38 @@ class Guidance:
     counts: tuple[int, ...]
     prompt: Prompt
 
+    def of(self, images: list[int]) -> Guidance:
+        """What it says of some of the images, by number; each may be named more than once."""
+        counts = tuple(self.counts[i] for i in images)
+        attention = self.attention[:, :, images, : max(counts)]
+        return replace(self, attention=attention, counts=counts)
+
+    def each(self, copies: int) -> Guidance:
+        """What it says of the images of a batch in which every prompt stands several times."""
+        rows = [image.row for image in self.prompt.images]
+        return self.of(
+            [
+                i
+                for row in sorted(set(rows))
+                for _ in range(copies)
+                for i, own in enumerate(rows)
+                if own == row
+            ]
+        )
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A batch of left-padded prompts as a decoder reads them; `real` marks what is no padding."""
+    """A batch of left-padded prompts as a decoder reads them; `real` marks what is no padding.
+
+    `planes` are what it adds behind its first layers, see `Host.planes`.
+    """
 
     embeds: Float[Tensor, "batch length width"]
     positions: Tensor | None
     real: Bool[Tensor, "batch length"]
     images: list[ImageLayout]
+    planes: list[Tensor] = field(default_factory=list)
 
 
 class Guide(nn.Module):
@@ -130,7 +154,7 @@ class Guide(nn.Module):
         host, inputs = self.host, self._prepared(inputs)
         ids, mask = inputs["input_ids"], inputs.get("attention_mask")
         if placeholders is None or not ids.is_meta:
-            placeholders = (ids == self.model.config.image_token_id).cpu()
+            placeholders = host.placeholders(ids).cpu()
         images = host.images(placeholders, inputs)
         # One reading at a time: a guide may serve several threads.
         with _READING, _Reader(host) as read:
@@ -151,7 +175,7 @@ class Guide(nn.Module):
         return Guidance(
             answer, valid, log_probs, _by_image(torch.stack(received), images),
             tuple(len(image.slots) for image in images),
-            Prompt(read.embeds[0], read.positions[0], real, images),
+            Prompt(read.embeds[0], read.positions[0], real, images, read.planes),
         )  # fmt: skip
 
     @torch.no_grad()
@@ -184,7 +208,9 @@ class Guide(nn.Module):
         columns = short.columns.clamp(min=0).expand(*positions.shape[:-2], *short.columns.shape)
         positions = positions.expand(*positions.shape[:-2], len(stays), -1)
         tail = positions[..., -1:] + torch.arange(1, new + 1, device=said.device)
+        planes = [nn.functional.pad(short.take(plane), (0, 0, 0, new)) for plane in prompt.planes]
         hidden = model(
+            **self.host.with_planes(planes),
             inputs_embeds=torch.cat([short.take(prompt.embeds), said], 1),
             attention_mask=torch.cat([short.own_mask, guidance.valid[:, :new].long()], 1),
             position_ids=torch.cat([positions.gather(-1, columns), tail], -1),
@@ -201,12 +227,13 @@ class Guide(nn.Module):
         Raises:
             UnsupportedError: when the call does not hold the whole prompt.
         """
-        for name in ("input_ids", "pixel_values"):
-            if inputs.get(name) is None:
-                raise UnsupportedError(
-                    f"The guide answers the whole prompt itself: pass {name}, not something "
-                    "computed from it."
-                )
+        shown = ("pixel_values", "pixel_values_videos")
+        name = "input_ids" if inputs.get("input_ids") is None else shown[0]
+        if name == "input_ids" or all(inputs.get(pixels) is None for pixels in shown):
+            raise UnsupportedError(
+                f"The guide answers the whole prompt itself: pass {name}, not something "
+                "computed from it."
+            )
         weight = self.model.get_input_embeddings().weight
         prompt = {  # without weights, what has values keeps them
             name: value.to(
@@ -222,9 +249,10 @@ class Guide(nn.Module):
         if mask.ndim != 2:
             raise UnsupportedError("The guide needs to know the padding: pass a 2-D mask.")
         order = (mask != 0).long().argsort(dim=1, stable=True)
-        for name in ("input_ids", "attention_mask"):
-            prompt[name] = prompt[name].gather(1, order)
-        return prompt
+        return {  # the marks of what is a picture move along
+            name: value.gather(1, order) if value.shape == mask.shape else value
+            for name, value in prompt.items()
+        }
 
     def _generate(self, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Greedy answers [batch, new] and their logits [batch, new, vocabulary]."""
@@ -274,13 +302,22 @@ def guided(
     if not isinstance(guide, Guide):
         guide = Guide(guide.model, guide.name, guide.max_new_tokens)
     guide.check(model)
-    heard = threading.local()  # `prompt`: the running thread's
+    heard = threading.local()  # `prompt`: the running thread's; `guidance`: what was said of it
+    host = host_for(model)
 
     def listen(module: FamilyModule, args: tuple, kwargs: dict) -> None:
-        heard.prompt = dict(arguments_of(module, args, kwargs))
+        given = given_prompt(host.model) if host.behind_projector else None
+        heard.prompt = given or dict(arguments_of(module, args, kwargs))
+        heard.guidance = None
 
     def ask(view: LayerView) -> Guidance:
-        guidance = guide(heard.prompt, placeholders)
+        guidance = heard.guidance
+        if guidance is None:
+            guidance = guide(heard.prompt, placeholders)
+            guidance = guidance.each(len(view.hidden) // len(heard.prompt["input_ids"]))
+            heard.guidance = guidance
+        if view.chosen is not None:
+            guidance = guidance.of(list(view.chosen))
         if guidance.counts != view.counts:
             raise UnsupportedError(
                 f"The guide ranks {list(guidance.counts)} visual tokens and the model has "
@@ -289,7 +326,7 @@ def guided(
         return guidance
 
     # A method that works, with the current prompt within reach; the block owns both.
-    handle = host_for(model).inner.register_forward_pre_hook(listen, with_kwargs=True)
+    handle = host.inner.register_forward_pre_hook(listen, with_kwargs=True)
     try:
         with operate(replace(method, ask=ask), model, placeholders) as trace:
             yield trace
@@ -325,6 +362,7 @@ class _Reader:
         self.layers = [_Seen() for _ in host.language_model.layers]
         self.embeds: list[Tensor] = []
         self.positions: list[Tensor | None] = []
+        self.planes: list[Tensor] = []
         self.handles: list[Any] = []
         self.thread = threading.get_ident()
 
@@ -352,6 +390,7 @@ class _Reader:
         if not self.embeds:
             self.embeds.append(kwargs["inputs_embeds"])
             self.positions.append(kwargs.get("position_ids"))
+            self.planes = self.host.planes(kwargs)[1]
 
 
 def _see_attention(seen: _Seen) -> Any:

@@ -58,7 +58,7 @@ def looking_ahead(
 
     @torch.no_grad()
     def behind(view: LayerView) -> LayerView:
-        layer, at = layers[view.layer], now.seen.pop(layers[view.layer - 1].self_attn)
+        layer, at = layers[view.layer], now.seen[layers[view.layer - 1].self_attn]
         hidden = layer.input_layernorm(view.hidden)
         keys = layer.self_attn.k_proj(hidden)
         return view.with_attention(

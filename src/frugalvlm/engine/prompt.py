@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from transformers import GenerationMixin
 
 from frugalvlm.engine.calls import arguments_of, cache_of
 from frugalvlm.engine.state import Call, State
+from frugalvlm.engine.units import images_of
 from frugalvlm.hosts.base import FamilyModule, ImageLayout
 from frugalvlm.methods.base import FrameReducer
 from frugalvlm.views import UnsupportedError
@@ -26,15 +28,21 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
             "This is a replica of the model (torch.nn.DataParallel); put the method on the model "
             "itself and run that, one process per GPU."
         )
-    call = state.now.call = Call()
+    call, host = Call(), state.host
+    state.now.call = call
     kwargs = arguments_of(module, args, kwargs)
+    call.positions = kwargs.get("position_ids") is not None
     pixels, clips = kwargs.get("pixel_values"), kwargs.get("pixel_values_videos")
     features = kwargs.get("mm_encoder_outputs") or {}
     if all(x is None for x in (pixels, clips, features.get("image"), features.get("video"))):
         return
-    call.clips = pixels is None and clips is not None
-    if state.encoder is not None and pixels is None and not reduces_frames(state):
-        raise UnsupportedError(_without_pixels(state))
+    by_features = pixels is None and clips is None
+    if host.behind_projector:
+        _expect_tower(state, by_features)
+    else:
+        call.clips = pixels is None and clips is not None
+        if state.encoder is not None and pixels is None and not reduces_frames(state):
+            raise UnsupportedError(_without_pixels(state))
     cache = cache_of(kwargs)
     if cache is not None and cache.is_compileable:
         raise UnsupportedError(
@@ -47,10 +55,16 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
             "pixel_values out; for a new picture pass the whole conversation and no cache."
         )
     for name in ("vision_feature_layer", "vision_feature_select_strategy"):
-        if kwargs.get(name) not in (None, getattr(state.host.model.config, name)):
+        if kwargs.get(name) not in (None, getattr(host.model.config, name, None)):
             raise UnsupportedError(f"Set {name} in the model's config, not in the call.")
     placeholders, call.real = _see_prompt(state, kwargs)
-    call.images = state.host.images(placeholders, kwargs)
+    if host.behind_projector:
+        call.images = images_of(state, placeholders, kwargs, by_features)
+        if not by_features and state.now.copies > 1:
+            _check_repeated(state, pixels, len(placeholders))
+        call.grids = tuple(host.grid(image) for image in call.images)
+        return
+    call.images = host.images(placeholders, kwargs)
     rows = [image.row for image in call.images]
     if state.now.copies > 1 and len(set(rows)) < len(rows):
         raise UnsupportedError(
@@ -62,6 +76,39 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
             f"{len(pixels)} rows of pixel_values stand for {len(rows)} pictures, so beams or "
             "several returned sequences would mix them up: pass one row per picture, as the "
             "processor returns them."
+        )
+
+
+def _expect_tower(state: State, by_features: bool) -> None:
+    """Pictures come: their tower runs in this call, or `generate` has run it.
+
+    Raises:
+        UnsupportedError: for features that were made somewhere else.
+    """
+    if not by_features:
+        state.now.tower = []
+    elif not state.now.tower or not state.now.generating:
+        raise UnsupportedError(
+            "Features that were computed before do not say what their pictures look like: pass "
+            "pixel_values, or call generate, which was looked up inside the block."
+        )
+
+
+def _check_repeated(state: State, pixels: Any, batch: int) -> None:
+    """Pixels that `generate` repeated for beams must still be those of their prompts.
+
+    Raises:
+        UnsupportedError: for crops of several prompts in one row of tensors, which releases of
+            Transformers that repeat pixels instead of features take apart.
+    """
+    own = type(state.host.model)._expand_inputs_for_generation
+    flat = isinstance(pixels, Tensor) and pixels.ndim == 4
+    shown = [image.row for image in state.call.images for _ in image.crops]
+    plain = own is GenerationMixin._expand_inputs_for_generation
+    if plain and flat and shown != list(range(batch)):
+        raise UnsupportedError(
+            "This release of Transformers mixes up the pictures of prompts in tiles when it "
+            "repeats them for beams: install 5.19 or newer, or repeat the prompt in the batch."
         )
 
 
@@ -156,6 +203,7 @@ def watch(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
         return
     call.images = _images(state, kwargs)
     host, images = state.host, call.images
+    call.grids = tuple(host.grid(image) for image in images)
     counts = tuple(len(image.slots) for image in images)
     for entry in state.entries:
         entry.note_prompt(call, counts, lambda: [host.origin(image) for image in images])

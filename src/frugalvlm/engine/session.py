@@ -31,7 +31,8 @@ from frugalvlm.engine.memory import serve
 from frugalvlm.engine.prompt import enter, watch
 from frugalvlm.engine.state import Call, Entry, State
 from frugalvlm.engine.threads import Crew
-from frugalvlm.hosts import Host, host_for
+from frugalvlm.engine.units import TowerHooks
+from frugalvlm.hosts import Host, UnitHost, host_for
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
 from frugalvlm.operators import operates
 from frugalvlm.trace import Trace
@@ -53,6 +54,8 @@ def operate(
     """
     check_release()
     host = host_for(model)
+    if method.picture_share is not None and not host.shape.varies:
+        method = method.fitted(host.shape.patches)
     method.check(host.shape)
     entry = Entry(method, Trace(host.shape.grid, host.shape.decoder_layers), placeholders)
     session = _session_here(host)
@@ -107,7 +110,8 @@ class Session:
                     f"{method.key} cannot be put on top of {self.state.encoder.key}: both reduce "
                     "tokens right behind the vision tower. Leave the outer block first."
                 )
-            self.host.feature_attention  # noqa: B018 - raises where there is no such layer
+            if not self.host.behind_projector:
+                self.host.feature_attention  # noqa: B018 - raises where there is no such layer
         if isinstance(method, LayerReducer):
             self.host.check_decoder()
             _check_cuts(method, self.state.cut_at, total)
@@ -161,7 +165,15 @@ class Session:
         layers, total = host.language_model.layers, host.shape.decoder_layers
         self._before(host.inner, partial(enter, state))
         self._before(host.language_model, decoder.enter)
-        if state.encoder is not None:
+        if isinstance(host, UnitHost):
+            tower = TowerHooks(state)
+            self._before(host.tower, tower.start)
+            for name, module in host.read.items() if state.encoder is not None else ():
+                self._behind(module, tower.see(name))
+            for i in range(host.plane_layers):
+                follows = layers[i + 1] if i + 1 < total else host.language_model.norm
+                self._before(follows, decoder.add_plane(i))
+        elif state.encoder is not None:
             attention = host.feature_attention
             self._before(host.tower, encoder.see_pixels)
             self._before(attention, encoder.see_hidden)
@@ -182,6 +194,10 @@ class Session:
 
     def _after(self, module: nn.Module, hook: Callable) -> None:
         self.handles.append(module.register_forward_hook(self._of_the_crew(hook)))
+
+    def _behind(self, module: nn.Module, hook: Callable) -> None:
+        hook = self._of_the_crew(hook)
+        self.handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def _of_the_crew(self, hook: Callable) -> Callable:
         here = self.crew.here

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from frugalvlm.engine.memory import Memory
 from frugalvlm.hosts import Host
-from frugalvlm.hosts.base import ImageLayout
+from frugalvlm.hosts.base import ImageLayout, TowerPass
 from frugalvlm.methods.base import EncoderReducer, LayerReducer, Method
 from frugalvlm.trace import Trace
 from frugalvlm.views import Kept, Reduced, Text
@@ -42,13 +42,32 @@ class Entry:
         """A new prompt: tokens of each image; none without images."""
         with self._lock:
             self._newest = call.mark
-            self.trace.note_prompt(counts, call.crops, origins, merged_into)
+            self.trace.note_prompt(counts, call.crops, origins, merged_into, call.grids)
 
     def note_cut(self, call: Call, layer: int, kept: Kept, hidden: bool) -> None:
         """A cut of that prompt, unless another thread has brought a newer one."""
         with self._lock:
             if self._newest is call.mark:
                 self.trace.note_cut(layer, kept, hidden)
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """What an encoder reducer left of one image, where tokens keep their places.
+
+    Attributes:
+        places: prompt positions, ascending; on the CPU.
+        tokens: what stands there.
+        planes: likewise of each plane, see `Host.planes`.
+        origin: what each token stands for: crop x patches + patch, or -1.
+        merged_into: [crops, patches] see `Reduced`.
+    """
+
+    places: Tensor
+    tokens: Tensor
+    planes: tuple[Tensor, ...]
+    origin: list[int]
+    merged_into: Tensor | None
 
 
 @dataclass
@@ -59,6 +78,8 @@ class Call:
     """
 
     images: list[ImageLayout] = field(default_factory=list)
+    grids: tuple[tuple[int, int], ...] = ()  # of each image, where they differ
+    positions: bool = False  # whether the caller gave position ids
     real: Tensor | None = None  # [batch, prompt] not padding; on the CPU
     clips: bool = False  # videos, whose frames are pooled behind the projector
     pixels: Tensor | None = None
@@ -67,6 +88,10 @@ class Call:
     tower_output: Tensor | None = None  # what left the feature layer
     answer: Reduced | None = None  # what the encoder reducer said
     projected: Tensor | None = None  # its tokens behind the projector, where they are fewer
+    placed: list[Placed] = field(
+        default_factory=list
+    )  # of each image, where they keep their places
+    planes: list[Tensor] = field(default_factory=list)  # [batch, stream, width] to be added
     memory: Memory | None = None
     prefill: bool = False
     slots: list[Tensor] = field(default_factory=list)  # of each image in the stream; on the CPU
@@ -97,6 +122,9 @@ class Now(threading.local):
         surplus: tokens that `generate` hands over although the cache holds them.
         described: what describes the pictures, where `generate` of the untouched model, which
             runs the tower by itself, does not pass it on.
+        tower: the runs of the vision tower that belong to the call, for hosts that reduce behind
+            the projector; inside `generate` they may come before it.
+        generating: whether `generate` is under way.
     """
 
     def __init__(self) -> None:
@@ -105,6 +133,8 @@ class Now(threading.local):
         self.copies = 1
         self.surplus = 0
         self.described: dict[str, Any] | None = None
+        self.tower: list[TowerPass] = []
+        self.generating = False
 
 
 class State:

@@ -84,6 +84,20 @@ class Subset:
         index = self.columns.clamp(min=0)
         return _rows(values.expand(len(index), -1, -1), index)
 
+    def positions(self, ids: Int[Tensor, "*axes batch length"] | None) -> Tensor:
+        """Position ids that tokens keep; of several axes each. None: they count from 0.
+
+        The first of four axes counts text, and only says what one sequence is: it has no gaps.
+        """
+        columns = self.columns.clamp(min=0)
+        if ids is None:
+            return columns
+        ids = ids.expand(*ids.shape[:-2], *self.landing.shape)
+        kept = ids.gather(-1, columns.expand(*ids.shape[:-2], *columns.shape))
+        if ids.ndim == 3 and len(ids) == 4:
+            kept[0] = (self.own_mask.cumsum(-1) - 1).clamp(min=0)
+        return kept
+
     def mask(self, mask: Tensor) -> Tensor:
         """A 2-D padding mask or a 4-D mask (bool or additive) of the shorter sequence.
 

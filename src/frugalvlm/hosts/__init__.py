@@ -5,16 +5,40 @@ from typing import Any
 from torch import nn
 
 from frugalvlm.hosts.base import Host
+from frugalvlm.hosts.internvl import InternVLHost
 from frugalvlm.hosts.llava import LlavaHost, LlavaNextHost, LlavaOnevisionHost
+from frugalvlm.hosts.qwen_vl import Qwen2VLHost, Qwen3VLHost
+from frugalvlm.hosts.smolvlm import SmolVLMHost
+from frugalvlm.hosts.units import TileHost, UnitHost
 from frugalvlm.views import UnsupportedError
 
 HOSTS: dict[str, type[Host]] = {
     "llava": LlavaHost,
     "llava_next": LlavaNextHost,
     "llava_onevision": LlavaOnevisionHost,
+    "qwen2_vl": Qwen2VLHost,
+    "qwen2_5_vl": Qwen2VLHost,
+    "qwen3_vl": Qwen3VLHost,
+    "internvl": InternVLHost,
+    "smolvlm": SmolVLMHost,
+    "idefics3": SmolVLMHost,
 }
 
-__all__ = ["HOSTS", "Host", "LlavaHost", "LlavaNextHost", "LlavaOnevisionHost", "host_for", "whole"]
+__all__ = [
+    "HOSTS",
+    "Host",
+    "InternVLHost",
+    "LlavaHost",
+    "LlavaNextHost",
+    "LlavaOnevisionHost",
+    "Qwen2VLHost",
+    "Qwen3VLHost",
+    "SmolVLMHost",
+    "TileHost",
+    "UnitHost",
+    "host_for",
+    "whole",
+]
 
 
 def host_for(model: Any) -> Host:

@@ -1,15 +1,40 @@
 """What the engine must know of a model family.
 
 A host answers where things are (tower, projector, decoder layers, image tokens) and how this family
-computes queries and keys. It knows no method.
+computes queries and keys. It knows no method, and changes nothing: the engine puts hooks on the
+modules that it names.
+
+To add a family, write one file and one line in `HOSTS` (`hosts/__init__.py`), under the
+`model_type` of its configuration. Questions to answer, in this order:
+
+1. *Does the projector act on one patch at a time, and has every picture the same grid?* Then tokens
+   can be reduced in front of it: derive from `LlavaHost` (llava.py). Else from `UnitHost`
+   (units.py), which reduces behind it, token by token in its place; or from `TileHost`, where
+   pictures are cut into square tiles of one size.
+2. *Where are the parts?* `tower`, `projector`, `language_model`, and `inner`, the model without its
+   head. `placeholders` says which ids stand for pictures.
+3. *How many tokens has a picture?* `sizes` (or `images`) deals placeholders out to pictures, from
+   what the processor returns; where the tower ran before the call, from what it was given.
+4. *What does the tower know of a token?* `read` names the modules whose inputs and outputs `view`
+   makes queries and keys of: behind their norms and rotation, as the attention has them, in the
+   order in which the language model reads the tokens, pooled where a token is of several patches.
+   No [CLS]? Say in the docstring what stands in for it.
+5. *What does the decoder add to pictures behind its entrance?* `planes` (Qwen3-VL). *What are its
+   positions?* `keeps_positions` where a gap has no rule to close (3-D positions).
+6. *Can its attention be read and its sequence be cut?* `check_decoder` knows the decoders in
+   `DECODERS`; another one belongs there once its rows equal its eager maps.
+
+`shape` tells methods what they may ask for; what it lacks they refuse, each with its own reason.
+Then add the family to the contract tests (CONTRIBUTING.md): they run every method on it.
 """
 
 from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +47,9 @@ FamilyModule: TypeAlias = Any  # an nn.Module with attributes that only its fami
 
 # Decoders with pre-norm blocks, separate query, key and value projections, rotary positions in
 # every layer, and a plain output layer: what scores, cuts and early exits are written for.
-DECODERS = ("llama", "mistral", "qwen2", "qwen3")
+DECODERS = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text",
+)  # fmt: skip
 TOWERS = ("clip_vision_model", "siglip_vision_model")  # with one crop per row and `encoder.layers`
 
 
@@ -38,6 +65,8 @@ class ImageLayout:
         size: height and width in pixels (LLaVA-NeXT), (0, 0) for a single crop.
         tiles: rows and columns of tiles (LLaVA-NeXT), (0, 0) for a single crop, (frames, 0) for a
             video.
+        grid: rows and columns of its tokens, per crop, where images have grids of their own; (0, 0)
+            where they have the model's.
     """
 
     row: int
@@ -45,10 +74,34 @@ class ImageLayout:
     crops: range
     size: tuple[int, int] = (0, 0)
     tiles: tuple[int, int] = (0, 0)
+    grid: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class TowerPass:
+    """What is known of one run of a vision tower.
+
+    Attributes:
+        given: its arguments, by name.
+        read: of every module in `Host.read` its arguments, by name, and its output.
+    """
+
+    given: dict[str, Any]
+    read: dict[str, tuple[dict[str, Any], Any]] = field(default_factory=dict)
 
 
 class Host(ABC):
-    """A Transformers vision-language model, seen as tower, projector and decoder."""
+    """A Transformers vision-language model, seen as tower, projector and decoder.
+
+    Attributes:
+        behind_projector: whether tokens are reduced behind the projector, in their places; else
+            they are reduced in front of it and packed together.
+        keeps_positions: whether tokens that are left keep their position ids; else the ids of what
+            is behind a reduced image close the gap.
+    """
+
+    behind_projector: ClassVar[bool] = False
+    keeps_positions: ClassVar[bool] = False
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.model: FamilyModule = model
@@ -134,13 +187,43 @@ class Host(ABC):
         return ids == self.model.config.image_token_id
 
     @abstractmethod
-    def images(self, placeholders: Tensor, inputs: dict) -> list[ImageLayout]:
+    def images(
+        self, placeholders: Tensor, inputs: dict, seen: TowerPass | None = None
+    ) -> list[ImageLayout]:
         """The images of a prompt, in the order of their crops.
 
         Args:
             placeholders: bool [batch, length] on the CPU.
             inputs: the keyword arguments of the call.
+            seen: the tower's run, where it was before the call (`generate`); hosts that reduce
+                behind the projector only.
         """
+
+    def planes(
+        self, kwargs: dict[str, Any]
+    ) -> tuple[dict[str, Any], list[Float[Tensor, "batch length width"]]]:
+        """What the decoder adds to hidden states behind its first layers, one plane a layer.
+
+        Args:
+            kwargs: the decoder's arguments.
+
+        Returns:
+            The arguments without it, and the planes, 0 where nothing is added.
+        """
+        return kwargs, []
+
+    def with_planes(self, planes: list[Float[Tensor, "batch length width"]]) -> dict[str, Any]:
+        """The decoder's arguments that make it add such planes; what `planes` takes apart."""
+        return {}
+
+    def grid(self, image: ImageLayout) -> tuple[int, int]:
+        """Rows and columns of patches of each of an image's crops."""
+        return self.shape.grid if image.grid == (0, 0) else image.grid
+
+    def patches(self, image: ImageLayout) -> int:
+        """Patch tokens of each of an image's crops."""
+        rows, cols = self.grid(image)
+        return rows * cols
 
     def order(self, image: ImageLayout, reduced: Reduced) -> Int[Tensor, " kept"] | None:
         """The order in which the language model reads an image's reduced tokens.
@@ -219,6 +302,38 @@ class Host(ABC):
             if mask is not None:
                 hidden_keys = hidden_keys | (mask[:, None, None, :length] == 0)
         return softmax(logits.masked_fill(hidden_keys, torch.finfo(logits.dtype).min))
+
+
+def deal(
+    placeholders: Bool[Tensor, "batch length"], sizes: Iterable[tuple[int, int, dict[str, Any]]]
+) -> list[ImageLayout]:
+    """Deal the placeholders of a batch out to its images, in reading order.
+
+    Args:
+        placeholders: where tokens of images stand, on the CPU.
+        sizes: of every image its tokens, its crops, and what else its layout says.
+
+    Raises:
+        UnsupportedError: when they do not fit.
+    """
+    where = placeholders.nonzero()
+    images: list[ImageLayout] = []
+    start = crop = 0
+    for length, crops, more in sizes:
+        rows, slots = where[start : start + length].T
+        if len(slots) < length or rows[0] != rows[-1]:
+            raise UnsupportedError(
+                f"Image {len(images)} needs {length} placeholders in one row of the batch; "
+                "prepare the prompt with the model's own processor."
+            )
+        images.append(ImageLayout(int(rows[0]), slots, range(crop, crop + crops), **more))
+        start, crop = start + length, crop + crops
+    if start != len(where):
+        raise UnsupportedError(
+            f"The prompt holds {len(where)} image placeholders, but its images have {start} "
+            "tokens; prepare it with the model's own processor."
+        )
+    return images
 
 
 def encoder_layers(tower: nn.Module) -> nn.ModuleList:

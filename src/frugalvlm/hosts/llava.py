@@ -23,7 +23,15 @@ from transformers.models.llava_next.modeling_llava_next import (
     unpad_image,
 )
 
-from frugalvlm.hosts.base import TOWERS, FamilyModule, Host, ImageLayout, encoder_layers
+from frugalvlm.hosts.base import (
+    TOWERS,
+    FamilyModule,
+    Host,
+    ImageLayout,
+    TowerPass,
+    deal,
+    encoder_layers,
+)
 from frugalvlm.views import CLS_SOURCE, MERGED_SOURCE, Reduced, Shape, UnsupportedError
 
 
@@ -97,28 +105,30 @@ class LlavaHost(Host):
                 f"what vision_feature_select_strategy='{strategy}' gives; this model uses "
                 f"'{config.vision_feature_select_strategy}'."
             )
-        return Shape(side * side, (side, side), config.text_config.num_hidden_layers, has_cls)
+        last = (-1, config.vision_config.num_hidden_layers)  # entries of hidden_states
+        return Shape(
+            side * side,
+            (side, side),
+            config.text_config.num_hidden_layers,
+            has_cls,
+            follows=config.vision_feature_layer not in last,
+        )
 
-    def images(self, placeholders: Bool[Tensor, "batch length"], inputs: dict) -> list[ImageLayout]:
+    def images(
+        self,
+        placeholders: Bool[Tensor, "batch length"],
+        inputs: dict,
+        seen: TowerPass | None = None,
+    ) -> list[ImageLayout]:
         """Deal the placeholders of a batch out to its images, in reading order."""
-        where = placeholders.nonzero()
-        images: list[ImageLayout] = []
-        start = crop = 0
-        for length, crops, size, tiles in self._sizes(len(where), inputs):
-            rows, slots = where[start : start + length].T
-            if len(slots) < length or rows[0] != rows[-1]:
-                raise UnsupportedError(
-                    f"Image {len(images)} needs {length} placeholders in one row of the batch; "
-                    "prepare the prompt with the model's own processor."
-                )
-            images.append(ImageLayout(int(rows[0]), slots, range(crop, crop + crops), size, tiles))
-            start, crop = start + length, crop + crops
-        if start != len(where):
-            raise UnsupportedError(
-                f"The prompt holds {len(where)} image placeholders, but its images have {start} "
-                "tokens; prepare it with the model's own processor."
-            )
-        return images
+        sizes = self._sizes(int(placeholders.sum()), inputs)
+        return deal(
+            placeholders,
+            (
+                (length, crops, {"size": size, "tiles": tiles})
+                for length, crops, size, tiles in sizes
+            ),
+        )
 
     def _sizes(
         self, placeholders: int, inputs: dict

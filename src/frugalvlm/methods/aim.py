@@ -84,7 +84,7 @@ class AIM(FrameReducer, LayerReducer):
 
     def check(self, shape: Shape) -> None:
         """Budget in 1..patches; the schedule needs 0 <= l1 < l2 and a layer to cut at."""
-        check_budget(self.kept_tokens, shape.patches, self)
+        check_budget(self.kept_tokens, shape.most, self)
         if not self.prune:
             return
         l1, l2 = self._schedule(shape.decoder_layers)
@@ -97,7 +97,7 @@ class AIM(FrameReducer, LayerReducer):
 
     def reduce(self, view: EncoderView) -> Reduced:
         """Merged tokens, in the order that the rounds leave."""
-        metric = view.patches if self.kept_tokens == view.patch_count else _metric(view)
+        metric = view.features if self.kept_tokens == view.patch_count else _metric(view)
         tokens, place = _merge(view.patches, metric, self.kept_tokens)
         members = one_hot(place, tokens.shape[1]).transpose(1, 2)
         alone = members.sum(-1) == 1
@@ -183,7 +183,7 @@ def _metric(view: EncoderView) -> Float[Tensor, "crops patches width"]:
     try:
         return view.following.keys.transpose(1, 2).flatten(2)
     except UnsupportedError:
-        return view.patches
+        return view.features
 
 
 def _matching(metric: Float[Tensor, "crops tokens width"], r: int) -> Int[Tensor, "crops tokens"]:

@@ -54,8 +54,10 @@ class Method(ABC):
 
     Attributes:
         key: the method's one name everywhere (file, records, tables).
+        picture_share: what `for_share` was asked for, instead of numbers of tokens.
     """
 
+    picture_share: float | None = field(default=None, repr=False, kw_only=True, metadata=RUNTIME)
     key: ClassVar[str]
     needs_cls: ClassVar[bool] = False  # works only with a vision tower that has a [CLS] token
     adaptive: ClassVar[bool] = False  # keeps what an image needs; a budget is only aimed at
@@ -77,6 +79,8 @@ class Method(ABC):
         validate(self)
 
     def __repr__(self) -> str:
+        if self.picture_share is not None:
+            return f"{type(self).__name__}.for_share({self.picture_share:g})"
         return short(self)
 
     @classmethod
@@ -91,6 +95,41 @@ class Method(ABC):
         Raises:
             BudgetError: when `kept_tokens` is not in 1..`total_tokens`.
         """
+
+    @classmethod
+    def for_share(cls, share: float) -> Self:
+        """The method at a share of each picture's visual tokens, rounded down, at least one.
+
+        What that means in tokens is known when a picture is seen: `fitted`. Until then its fields
+        are those for a picture of 576; what `dataclasses.replace` sets otherwise stays.
+
+        Args:
+            share: above 0, at most 1.
+
+        Raises:
+            BudgetError: for another share.
+        """
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise BudgetError(
+                f"A share of visual tokens is a number above 0 and at most 1, got {shown(share)}."
+            )
+        return replace(cls.for_budget(tokens_of(share, 576), 576), picture_share=float(share))
+
+    def fitted(self, patches: int) -> Self:
+        """This method for pictures of so many visual tokens per crop.
+
+        A share becomes a number of them; a number above them becomes all of them.
+        """
+        if self.picture_share is not None:
+            usual, made = (
+                type(self).for_budget(tokens_of(self.picture_share, n), n) for n in (576, patches)
+            )
+            told = {f.name: getattr(self, f.name) for f in fields(self)}
+            own = {name: value for name, value in told.items() if value != getattr(usual, name)}
+            return replace(made, **{**own, "picture_share": None})
+        if (getattr(self, "kept_tokens", None) or 0) <= patches:
+            return self
+        return replace(self, **{"kept_tokens": patches})
 
     def check(self, shape: Shape) -> None:  # noqa: B027 - a method may have nothing to refuse
         """Refuse, before any computing, a model or a budget that cannot work.
@@ -138,9 +177,11 @@ class Method(ABC):
         """Name and hyper-parameters, as records keep them."""
         told = [f.name for f in fields(self) if not f.metadata.get("runtime")]
         values = {name: getattr(self, name) for name in told}
+        shared = {} if self.picture_share is None else {"picture_share": self.picture_share}
         return {
             "method": self.key,
             **{k: list(v) if isinstance(v, tuple) else v for k, v in values.items()},
+            **shared,
         }
 
 
@@ -196,7 +237,7 @@ class SizedReducer(EncoderReducer):
 
     def check(self, shape: Shape) -> None:
         """The budget must be in 1..patches."""
-        check_budget(self.kept_tokens, shape.patches, self)
+        check_budget(self.kept_tokens, shape.most, self)
 
 
 class LayerReducer(Method):
@@ -380,6 +421,14 @@ class Composed(Method):
     def describe(self) -> dict[str, Any]:
         """Its name, and all parts with their hyper-parameters."""
         return {"method": self.key, "parts": [member.describe() for member in self.members]}
+
+
+def tokens_of(share: float, patches: int) -> int:
+    """A share of so many tokens: rounded down, at least one.
+
+    The slack is for products that are whole but for their last bit.
+    """
+    return max(1, int(share * patches + 1e-9))
 
 
 def check_budget(kept_tokens: int, total_tokens: int, asked: Method | None = None) -> None:

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from frugalvlm.methods.base import SizedReducer
-from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced
+from frugalvlm.views import MERGED_SOURCE, EncoderView, Reduced, Shape, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ class Downsample(SizedReducer):
     """Shrink each crop to at most `kept_tokens` patches before the vision tower."""
 
     key: ClassVar[str] = "downsample"
+
+    def check(self, shape: Shape) -> None:
+        """The tower must take smaller pictures; the budget must be in 1..patches."""
+        if not shape.resizes:
+            raise UnsupportedError(
+                "downsample shrinks pictures in front of the tower, and this family's processor "
+                "has cut them into tokens by then: give the processor smaller pictures instead "
+                "(size= or max_pixels=)."
+            )
+        super().check(shape)
 
     def small_grid(self, grid: tuple[int, int]) -> tuple[int, int]:
         """Rows r and columns c of the shrunk picture."""

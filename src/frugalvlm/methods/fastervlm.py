@@ -47,7 +47,7 @@ class FasterVLM(EncoderReducer):
                 "fastervlm ranks patches by [CLS] attention, and this vision tower has no [CLS] "
                 "token; use a model with a CLIP tower, or visionzip with score='received'."
             )
-        check_budget(self.kept_tokens, shape.patches, self)
+        check_budget(self.kept_tokens, shape.most, self)
 
     def reduce(self, view: EncoderView) -> Reduced:
         """The kept patches in raster order."""

@@ -62,7 +62,7 @@ class FastV(LayerReducer):
                 f"fastv drops tokens before decoder layer k={self.k}, but this decoder has "
                 f"{shape.decoder_layers} layers; choose k in 1..{shape.decoder_layers - 1}."
             )
-        check_budget(self.kept_tokens, shape.patches, self)
+        check_budget(self.kept_tokens, shape.most, self)
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:
         """One cut, before layer K."""

@@ -117,7 +117,7 @@ class GSearch(LayerReducer):
             raise BudgetError(
                 "gsearch needs kept_tokens, a whole number of visual tokens, or else rates."
             )
-        check_budget(self.kept_tokens, shape.patches, self)
+        check_budget(self.kept_tokens, shape.most, self)
         if shape.decoder_layers <= FULL:
             raise UnsupportedError(
                 f"gsearch cuts behind decoder layer {FULL}, but this decoder has "

@@ -67,7 +67,13 @@ class PruMergePlus(EncoderReducer):
                 "prumerge_plus finds outliers of the [CLS] attention, and this vision tower has no "
                 "[CLS] token; use a model with a CLIP tower, or tome."
             )
-        check_budget(self.kept_tokens or 1, shape.patches, self)
+        check_budget(self.kept_tokens or 1, shape.most, self)
+        if not shape.follows:
+            raise UnsupportedError(
+                "prumerge_plus reads the tower layer behind the features, and here they leave the "
+                "tower's last layer: use visionzip, or a model with an earlier "
+                "vision_feature_layer (LLaVA: -2)."
+            )
         if self.neighbours >= shape.patches:
             raise UnsupportedError(
                 f"{self} merges each token with {self.neighbours} others, but this model has "

@@ -86,7 +86,7 @@ class SGL(GuidedReducer):
 
     def check(self, shape: Shape) -> None:
         """The budget must be in 1..patches, and there must be layers to cut between."""
-        check_budget(self.kept_tokens, shape.patches, self)
+        check_budget(self.kept_tokens, shape.most, self)
         if shape.decoder_layers < 2:
             raise UnsupportedError("sgl drops tokens between decoder layers; this model has one.")
 

@@ -77,7 +77,7 @@ class SparseVLM(LayerReducer):
 
     def check(self, shape: Shape) -> None:
         """No number above the patches, and layers to cut at."""
-        check_budget(self.kept[0], shape.patches, self)
+        check_budget(self.kept[0], shape.most, self)
         _needs_layers(self.key, shape)
 
     def layers(self, decoder_layers: int) -> tuple[int, ...]:

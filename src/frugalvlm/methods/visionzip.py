@@ -77,7 +77,7 @@ class VisionZip(EncoderReducer):
 
     def check(self, shape: Shape) -> None:
         """`dominant + contextual` must be in 1..patches."""
-        check_budget(self.dominant + self.contextual, shape.patches, self)
+        check_budget(self.dominant + self.contextual, shape.most, self)
         if self.score == "cls" and not shape.has_cls:
             raise UnsupportedError(
                 "visionzip with score='cls' needs a [CLS] token and this vision tower has none; "
@@ -89,13 +89,13 @@ class VisionZip(EncoderReducer):
         if self.dominant + self.contextual >= view.patch_count:
             every = torch.arange(view.patch_count, device=view.patches.device)
             return Reduced(view.patches, every.expand(view.crops, -1))
-        by_cls = self.score == "cls" or (self.score == "auto" and view.has_cls)
+        by_cls = self.score == "cls" or (self.score == "auto" and view.ranks_by_cls)
         score = view.cls_attention.sum(1) if by_cls else view.received_attention
         patches_kept = self.dominant - int(view.has_cls)
         order = score.argsort(dim=-1, descending=True, stable=True)
         dominant = order[:, :patches_kept].sort(-1).values
         rest = order[:, patches_kept:].sort(-1).values
-        contextual, slots = self._merge(view, rest)
+        contextual, slots, targets = self._merge(view, rest)
 
         parts = [view.cls] if view.has_cls else []
         tokens = torch.cat([*parts, _pick(view.patches, dominant), contextual], 1)
@@ -105,15 +105,21 @@ class VisionZip(EncoderReducer):
         if not self.contextual:
             return Reduced(tokens, source)
         nowhere = torch.full_like(order, -1)
-        return Reduced(tokens, source, nowhere.scatter(1, rest, slots + self.dominant))
+        merged_into = nowhere.scatter(1, rest, slots + self.dominant)
+        stands_at = torch.cat([source[:, : self.dominant], targets], 1)
+        return Reduced(tokens, source, merged_into, stands_at=stands_at)
 
     def _merge(
         self, view: EncoderView, rest: Int[Tensor, "crops rest"]
-    ) -> tuple[Float[Tensor, "crops contextual width"], Int[Tensor, "crops rest"]]:
-        """Contextual tokens, and the contextual token that each remaining patch went to."""
+    ) -> tuple[
+        Float[Tensor, "crops contextual width"],
+        Int[Tensor, "crops rest"],
+        Int[Tensor, "crops contextual"],
+    ]:
+        """Contextual tokens, the one that each remaining patch went to, and their targets."""
         features = _pick(view.patches, rest)
         if not self.contextual:
-            return features[:, :0], torch.zeros_like(rest)
+            return features[:, :0], torch.zeros_like(rest), rest[:, :0]
         every = torch.arange(rest.shape[1], device=rest.device)
         target = every[:: max(1, len(every) // self.contextual)][: self.contextual]
         metric = normalize(_pick(view.keys.mean(1), rest), dim=-1)
@@ -124,8 +130,8 @@ class VisionZip(EncoderReducer):
             joins[:, target] = 0  # and takes no part in the mean
         mean = joins.transpose(1, 2) @ features / joins.sum(1)[..., None].clamp(min=1)
         if self.merge == "mean":
-            return mean, slots
-        return features[:, target] + mean, slots
+            return mean, slots, rest[:, target]
+        return features[:, target] + mean, slots, rest[:, target]
 
 
 @dataclass(frozen=True)

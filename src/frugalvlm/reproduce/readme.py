@@ -33,6 +33,7 @@ from frugalvlm.pocket.installed import models_dir
 from frugalvlm.pocket.models import IMAGE_TOKEN, SPECS, build_model, build_processor, spec
 from frugalvlm.probes import phenomena
 from frugalvlm.report.display import name_of
+from frugalvlm.report.support import support_table
 from frugalvlm.report.tables import accuracy_table, blueprint_table
 from frugalvlm.report.verdict_table import verdict_table
 from frugalvlm.reproduce.problems import problems_told
@@ -346,6 +347,7 @@ BLOCKS: Mapping[str, Callable[[Path, Mapping[str, str]], str]] = {
     "papers": _papers,
     "phenomena": _phenomena,
     "models": _models,
+    "support": lambda results, pins: support_table(),
     "claims": _claims,
     "claims-short": _claims_short,
 }
