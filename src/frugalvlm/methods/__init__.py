@@ -44,13 +44,13 @@ METHODS: dict[str, type[Method]] = {
         SparseVLM, SparseVLMRank, SGL, DyVTE,
     )
 }  # fmt: skip
-<<<<<<< HEAD
 # What papers compare with themselves, in ablations and as controls: known by name, but no methods
 # of their own, or without a budget that they keep.
 VARIANTS: dict[str, type[Method]] = {
     kind.key: kind
     for kind in (
         AIMMerge, AIMEarly, AIMVideo, VisionZipDominant, VTW,
+        ManualExit, TextOnly, DyVTERate, DyVTEFastV,
         Blank, NoImage, NoImageAfter,
         RandomFastV, RandomPyramidDrop, RandomGSearch, RandomSparseVLM, RandomAIM, RandomSGL,
     )
@@ -63,13 +63,6 @@ CONTROLS: tuple[str, ...] = (
     "random_fastv", "random_pyramiddrop", "random_gsearch", "random_sparsevlm", "random_aim",
     "random_sgl",
 )  # fmt: skip
-=======
-# What papers compare with themselves in ablations: known by name, but no methods of their own.
-VARIANTS: dict[str, type[Method]] = {
-    kind.key: kind
-    for kind in (AIMMerge, AIMEarly, AIMVideo, ManualExit, TextOnly, DyVTERate, DyVTEFastV)
-}  # fmt: skip
->>>>>>> training
 KINDS: tuple[type[Method], ...] = (Method, EncoderReducer, LayerReducer)  # to derive from
 
 # `help()` wants plain text where a class keeps its docstring, not something that makes it.

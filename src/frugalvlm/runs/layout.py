@@ -10,12 +10,8 @@ from frugalvlm.errors import FrugalError
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import METHODS, VARIANTS, Method, method_class
 from frugalvlm.methods.schedules import at_mean
-<<<<<<< HEAD
-from frugalvlm.papers import Budget, Paper, Row, Table
-=======
 from frugalvlm.methods.trained import LearntError
-from frugalvlm.papers import Paper, Table
->>>>>>> training
+from frugalvlm.papers import Budget, Paper, Row, Table
 from frugalvlm.papers.classes import suggestion
 from frugalvlm.runs.guides import with_guide, with_learnt
 from frugalvlm.runs.options import Options
@@ -137,15 +133,9 @@ def possible_plan(
         try:
             method = planned(table, line.row, line.budget, line.tokens, shape)
             method.check(shape)
-<<<<<<< HEAD
-            plan.append((method, line.tokens))
-        except (BudgetError, UnsupportedError) as error:
-            skipped.append(Skipped(line.row.method, line.tokens, error))
-=======
-            plan.append((with_learnt(method, options.model), budget))
+            plan.append((with_learnt(method, options.model), line.tokens))
         except (BudgetError, UnsupportedError, LearntError) as error:
-            skipped.append(Skipped(key, budget, error))
->>>>>>> training
+            skipped.append(Skipped(line.row.method, line.tokens, error))
     return with_guide(plan, options, processor), skipped
 
 
