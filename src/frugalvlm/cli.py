@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from frugalvlm.checks import OptionError, check_device, check_names, check_present, read_whole
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import notebooks_dir, project_root, repository, work_dir
+from frugalvlm.paths import command, notebooks_dir, project_root, repository, work_dir
 
 __all__ = ["main"]
 
@@ -142,9 +142,7 @@ def _papers(given: argparse.Namespace) -> None:
 
 def _reproduce(given: argparse.Namespace) -> None:
     if (given.paper is None) != given.all:
-        raise OptionError(
-            "Give either --paper KEY (`frugalvlm papers` or `invoke papers` lists them) or --all."
-        )
+        raise OptionError(f"Give either --paper KEY (`{command('papers')}` lists them) or --all.")
     if given.scale not in SCALES:
         raise OptionError(f"Unknown scale '{given.scale}': pocket, blueprint or full.")
     if given.scale == "blueprint":

@@ -85,6 +85,8 @@ def load_vlm(
                 f"{source} does not hold a loadable model ({_first_line(error)}); it needs "
                 "config.json, safetensors weights and the processor's files."
             ) from error
+        if _is_pickled(name, revision, error):
+            raise WeightsError(_pickled(name, "as pickles alone")) from error
         if isinstance(error, OSError | ValueError):
             raise WeightsError(_out_of_reach(name, error)) from error
         raise
@@ -213,13 +215,29 @@ def _check_source(name: str, revision: str | None) -> None:
             p.name for kind in ("*.bin", "*.pt", "*.pth") for p in Path(name).glob(kind)
         )
         raise WeightsError(
-            f"{name} holds its weights as {pickles[0]}, which can run any code when it is read: "
-            "convert them with `model.save_pretrained(FOLDER)` where you trust them; only "
-            "safetensors are loaded."
+            _pickled(name, f"as {pickles[0]}")
             if pickles
             else f"{name} holds no *.safetensors: it needs config.json, safetensors weights and "
             "the processor's files."
         )
+
+
+def _is_pickled(name: str, revision: str | None, error: Exception) -> bool:
+    """Whether a model of the Hub could not be read because it has no safetensors."""
+    if isinstance(error, OSError) and "cannot be loaded with `safetensors`" in str(error):
+        return True
+    cached = (
+        huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+        for file in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    )
+    return any(isinstance(path, str) for path in cached)  # and no safetensors, or it had loaded
+
+
+def _pickled(name: str, how: str) -> str:
+    return (
+        f"{name} holds its weights {how}, which can run any code when it is read: convert them "
+        "with `model.save_pretrained(FOLDER)` where you trust them; only safetensors are loaded."
+    )
 
 
 def model_hash(name: str, revision: str | None = None) -> str:

@@ -17,6 +17,7 @@ from frugalvlm.errors import FrugalError
 __all__ = [
     "MissingFilesError",
     "checkpoints_dir",
+    "command",
     "data_dir",
     "notebooks_dir",
     "project_root",
@@ -43,6 +44,15 @@ def repository() -> Path | None:
     # a clone is another version of the code, and must not take the clone's data for its own.
     ours = PACKAGE.parent.name == "src" and (root / "pyproject.toml").is_file()
     return root if ours and (root / "data" / "papers").is_dir() else None
+
+
+def command(verb: str) -> str:
+    """How a verb of the kit is called from here: `invoke VERB` in a clone, else `frugalvlm VERB`.
+
+    Args:
+        verb: the verb with its options, for example "reproduce --paper visionzip".
+    """
+    return f"{'frugalvlm' if repository() is None else 'invoke'} {verb}"
 
 
 def project_root() -> Path:

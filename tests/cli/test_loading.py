@@ -3,11 +3,13 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from frugalvlm import loading
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.pocket.installed import HASHES, WeightsError, models_dir, save_vlm, verify
 from frugalvlm.pocket.models import build_model, build_processor
@@ -132,6 +134,36 @@ def test_a_revision_belongs_to_the_hub(read, folder):
         read(str(folder), revision="main")
     with pytest.raises(WeightsError, match="is an embedded model, which has no revision 'v2'"):
         read("pocket-llava-base", revision="v2")
+
+
+@pytest.mark.parametrize("where", ["on the Hub", "in the cache"])
+def test_a_pickle_of_the_hub_is_refused_for_what_it_is(where, folder, tmp_path, monkeypatch):
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(loading, "_hub_answers", lambda: where == "on the Hub")
+    if where == "on the Hub":
+        said = (
+            "some/model does not appear to have a file named model.safetensors or "
+            "model.safetensors.index.json and thus cannot be loaded with `safetensors`."
+        )
+        kind = loading.AutoModelForImageTextToText
+        monkeypatch.setattr(kind, "from_pretrained", lambda *a, **b: _raise(OSError(said)))
+    else:
+        own = cache / "models--some--model"
+        _pickled(folder)
+        shutil.copytree(folder, own / "snapshots" / "0123")
+        (own / "refs").mkdir()
+        (own / "refs" / "main").write_text("0123")
+    with pytest.raises(WeightsError, match=r"as pickles alone.*only safetensors are loaded"):
+        load_vlm("some/model")
+    monkeypatch.undo()
+    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
+    with pytest.raises(WeightsError, match="hf download some/other"):
+        load_vlm("some/other")
+
+
+def _raise(error):
+    raise error
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from frugalvlm.door.rows import Answered, Questions
 from frugalvlm.door.show import reasons
 from frugalvlm.methods import Method
 from frugalvlm.papers import KEYS, Paper, Table, load_paper
-from frugalvlm.paths import work_dir
+from frugalvlm.paths import command, work_dir
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.report.tables import accuracy_table
 from frugalvlm.runs.accuracy import accuracy_run
@@ -321,7 +321,7 @@ def _beside(
     if layout.id not in [t.id for t in tables_beside(source, options)]:
         why = (
             f"Nothing was run: this table is about {layout.pocket_model}, which must be "
-            f"installed (`invoke train --model {layout.pocket_model}`), and goes with "
+            f"installed (`{command(f'train --model {layout.pocket_model}')}`), and goes with "
             f"{POCKET_MODEL} only.",
         )
     with progress_over(None, progress) as reporter:
@@ -334,8 +334,8 @@ def _layout(source: Paper, table_id: str | None) -> Table:
     here = [t for t in source.tables if "pocket" in t.scales]
     if not here:
         raise RequestError(
-            f"'{source.key}' has no table that can be rebuilt here; `invoke papers` shows which "
-            "papers have."
+            f"'{source.key}' has no table that can be rebuilt here; `{command('papers')}` shows "
+            "which papers have."
         )
     found = here[0] if table_id is None else next((t for t in here if t.id == table_id), None)
     if found is None:

@@ -30,9 +30,8 @@ from frugalvlm.hosts import host_for
 from frugalvlm.loading import model_hash
 from frugalvlm.methods import METHODS, VARIANTS, Method
 from frugalvlm.methods.base import GuidedReducer
-from frugalvlm.papers import all_papers
 from frugalvlm.pocket.models import SPECS
-from frugalvlm.report.display import labels_of
+from frugalvlm.report.display import method_labels
 from frugalvlm.runs.guides import load_guide
 from frugalvlm.runs.options import GUIDE_MODEL, Options
 from frugalvlm.views import UnsupportedError
@@ -392,7 +391,7 @@ def lines_of(
     Raises:
         RequestError: not one row can run.
     """
-    total, names, guides = subject.patches, _labels(), _Guides(subject, guide)
+    total, names, guides = subject.patches, method_labels(), _Guides(subject, guide)
     lines = []
     for kind in kinds:
         if isinstance(kind, Method):
@@ -489,17 +488,6 @@ class _Guides:
 def _identity(line: Line) -> str:
     told = line.method.describe() if line.method else [line.key, line.label]
     return request_hash([told, line.budget])
-
-
-def _labels() -> dict[str, str]:
-    """What the papers call methods; a paper's name for its own method comes first."""
-    names: dict[str, str] = {}
-    for paper in all_papers():
-        own = labels_of(paper)
-        names = own | names
-        if paper.key in own:
-            names[paper.key] = own[paper.key]
-    return names
 
 
 def _object_label(method: Method, names: Mapping[str, str]) -> str:
