@@ -24,7 +24,10 @@ __all__ = ["main"]
 
 SCALES = ("pocket", "blueprint", "full")
 MOST_QUESTIONS = 100_000  # of a benchmark; `benchmarks.base`, which needs torch, says the same
-FAST = "not slow and not notebook"  # tests that are run unless all are asked for
+# Which tests are run, if not all of a path.
+FAST = "not slow and not notebook and not faults"
+ALL = "not faults"
+FAULTS = "tests/faults"
 INTERRUPTED = "Interrupted. Nothing is lost: the same command continues where this one stopped."
 
 
@@ -116,10 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     verb("readme", _readme, "Regenerate the tables of README.md and of the model cards.")
     verb("lab", _lab, "Open JupyterLab at the notebooks.")
     own = verb("test", _test, "Run the tests; --all: also those that take long (in a clone).")
-    own.add_argument("--only", default="tests", help="a path or pytest expression")
-    own.add_argument(
-        "--all", action="store_true", help="notebooks, kills, whole reproductions, too"
-    )
+    own.add_argument("--only", help="a path or pytest expression")
+    own.add_argument("--all", action="store_true", help="notebooks, whole reproductions, too")
+    own.add_argument("--faults", action="store_true", help="only what can go wrong: kills, "
+                     "full disks, wrong input; all of it")  # fmt: skip
     return parser
 
 
@@ -279,12 +282,15 @@ def _lab(given: argparse.Namespace) -> int:
 
 
 def _test(given: argparse.Namespace) -> int:
+    if given.faults and (given.all or given.only is not None):
+        raise OptionError(f"--faults runs all of {FAULTS}: leave --only and --all out.")
     root = project_root()
     _require("pytest")
     _require("xdist")
+    where = [FAULTS] if given.faults else (given.only or "tests").split()
+    which = [] if given.faults else ["-m", ALL if given.all else FAST]
     # One process per core; what is idle takes tests from the others.
-    command = [sys.executable, "-m", "pytest", *given.only.split(), "-n", "auto"]
-    command += ["--dist", "worksteal", *([] if given.all else ["-m", FAST])]
+    command = [sys.executable, "-m", "pytest", *where, "-n", "auto", "--dist", "worksteal", *which]
     return subprocess.run(command, cwd=root).returncode
 
 

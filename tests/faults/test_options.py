@@ -55,6 +55,8 @@ WRONG = [
     (("train", "--folder", __file__), "is a file"),
     (("train", "--check", "--seed", "1"), "leave --more, --seed"),
     (("bench", "--device", "x"), "cpu, cuda"),
+    (("test", "--faults", "--all"), "leave --only and --all out"),
+    (("test", "--faults", "--only", "tests/cli"), "leave --only and --all out"),
     (("new",), "either --method"),
 ]
 
