@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from frugalvlm.checks import OptionError, check_device, check_names, check_present, read_whole
-from frugalvlm.errors import FrugalError
+from frugalvlm.errors import NOT_WRITABLE, FrugalError, unwritable
 from frugalvlm.paths import command, notebooks_dir, project_root, repository, work_dir
 
 __all__ = ["main"]
@@ -50,6 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").split(".")[0] in ("frugalvlm", ""):
             raise
         print(_missing(error.name or ""), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        print(unwritable(error.filename or "the results", error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)

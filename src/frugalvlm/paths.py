@@ -10,12 +10,15 @@ variables move data and work folder: ``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS`
 """
 
 import os
+import tempfile
 from pathlib import Path
 
-from frugalvlm.errors import FrugalError
+from frugalvlm.errors import FrugalError, unwritable
 
 __all__ = [
     "MissingFilesError",
+    "UnwritableError",
+    "check_writable",
     "checkpoints_dir",
     "command",
     "data_dir",
@@ -35,6 +38,25 @@ INSIDE = PACKAGE / "_files"  # what setup.py copies into an installed package: d
 
 class MissingFilesError(FrugalError, FileNotFoundError):
     """Data or results that are not where they are looked for; the message names the remedy."""
+
+
+class UnwritableError(FrugalError, OSError):
+    """A folder in which nothing can be written; the message names the remedy."""
+
+
+def check_writable(folder: Path) -> Path:
+    """Make a folder for results, before anything is computed for it.
+
+    Raises:
+        UnwritableError: it cannot be made, or no file in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UnwritableError(unwritable(folder, error)) from error
+    return folder
 
 
 def repository() -> Path | None:

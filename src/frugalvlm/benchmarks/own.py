@@ -244,7 +244,7 @@ def _dataset_lines(data: Dataset) -> Iterable[Line]:
     return ((r["image"], r["question"], r[answers], r.get("category")) for r in data)
 
 
-_NONE = (None, "", [])  # what stands for no answer; 0 is one
+_NONE: tuple[Any, ...] = (None, "", [])  # what stands for no answer; 0 is one
 
 
 def _file_lines(path: Path) -> tuple[str, Iterable[Line]]:
@@ -294,7 +294,7 @@ def _read_csv(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened)
-            rows = [(reader.line_num, row) for row in reader]
+            rows: list[tuple[int, Mapping[str, Any]]] = [(reader.line_num, r) for r in reader]
             names = reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise OwnDataError(f"{file} cannot be read as a CSV file ({error}).") from error

@@ -20,7 +20,7 @@ from frugalvlm.door.rows import Answered, Questions
 from frugalvlm.door.show import reasons
 from frugalvlm.methods import Method
 from frugalvlm.papers import KEYS, Paper, Table, load_paper
-from frugalvlm.paths import command, work_dir
+from frugalvlm.paths import check_writable, command, work_dir
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.report.tables import accuracy_table
 from frugalvlm.runs.accuracy import accuracy_run
@@ -135,6 +135,7 @@ def compare(
     if not kept and any(not isinstance(k, Method) and k.key != BASELINE for k in kinds):
         raise RequestError("No budgets: give some, for example budgets=[48, 16] or ['25%'].")
     setting = _setting(subject, benchmarks, n, split, force, folder)
+    check_writable(setting.folder)
     notes = [] if any(k.key == BASELINE for k in kinds) else [_ADDED]
     with _left_padding(subject.processor):
         batches = {
@@ -275,7 +276,9 @@ def _paper_table(
         return _beside(source, layout, options, progress)
     bench = Bench.of(key, options)
     place = bench.setting.folder if folder is None else Path(folder).expanduser() / "records"
-    bench = replace(bench, setting=replace(bench.setting, split=split, folder=place))
+    bench = replace(
+        bench, setting=replace(bench.setting, split=split, folder=check_writable(place))
+    )
     with progress_over(None, progress) as reporter:
         made = bench.answers(reporter)
         analysed = bench.analysis(reporter)
