@@ -178,13 +178,6 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         return str(folder), {"local_files_only": True}
     if Path(name).is_dir():
         return name, {"local_files_only": True}
-    if name.startswith("pocket-"):
-        raise WeightsError(f"Unknown embedded model '{name}'. Known: {', '.join(SPECS)}.")
-    if name.count("/") != 1:
-        raise WeightsError(
-            f"'{name}' is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
-            "form owner/name."
-        )
     # Without a network the cache alone is asked: otherwise every file is retried for half a minute.
     return name, {"revision": revision, "local_files_only": not _hub_answers()}
 
@@ -204,6 +197,13 @@ def _check_source(name: str, revision: str | None) -> None:
     """Refuse what cannot be meant: no name, a version of a folder, weights that are pickles."""
     check_name("model", name, "an embedded model, a folder or a Hub id")
     here = name in SPECS or Path(name).is_dir()
+    if not here and name.startswith("pocket-"):
+        raise WeightsError(f"Unknown embedded model '{name}'. Known: {', '.join(SPECS)}.")
+    if not here and name.count("/") != 1:
+        raise WeightsError(
+            f"'{name}' is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
+            "form owner/name."
+        )
     if revision is not None and here:
         kind = "an embedded model" if name in SPECS else "a folder"
         raise WeightsError(

@@ -10,6 +10,7 @@ from typing import Any
 
 from frugalvlm.benchmarks.asking import Batches, prepare
 from frugalvlm.benchmarks.own import Score
+from frugalvlm.checks import check_number
 from frugalvlm.door import request
 from frugalvlm.door.beside import beside_runs, tables_beside
 from frugalvlm.door.papers import Bench
@@ -107,6 +108,10 @@ def compare(
     """
     whole = {"batch": batch} | ({} if repeats is None else {"repeats": repeats})
     request.check_sizes(n, split, **whole)
+    request.check_switches(progress, force=force, costs=costs)
+    if energy_window_s is not None:
+        energy_window_s = check_number("energy_window_s", energy_window_s)
+    n, batch = int(n), int(batch)
     rounds, window = next((r, w) for least, r, w in MEASURED if n >= least)
     measured: dict[str, Any] = {
         "repeats": rounds if repeats is None else repeats,

@@ -66,6 +66,7 @@ Record = dict[str, Any]
 SETTING = ("scale", "model", "split", "n", "device", "dtype", "attn_implementation")
 # Clocks of two machines differ a little; a record from farther ahead has a wrong time.
 CLOCK_SLACK = timedelta(minutes=5)
+LONGEST = 150  # bytes of a file name in front of the hash; systems take 255 in all
 PACKAGES = ("frugalvlm", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
 
 
@@ -338,7 +339,8 @@ def record_name(request: Mapping[str, Any], code: str, machine: str) -> str:
     parts = [method.get("method"), request.get("budget"), request.get("benchmark")]
     readable = [str(p) for p in parts if p is not None] or [str(request.get("model", "run"))]
     readable = ["".join(c if c.isalnum() or c in "-_." else "-" for c in p) for p in readable]
-    return "--".join([*readable, request_hash([request, code, machine])])
+    head = "--".join(readable).encode()[:LONGEST].decode(errors="ignore")
+    return f"{head}--{request_hash([request, code, machine])}"
 
 
 def provenance(
