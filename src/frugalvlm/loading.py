@@ -10,6 +10,8 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -18,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from frugalvlm.checks import check_name, check_present
+from frugalvlm.checks import OptionError, check_name, check_present
 from frugalvlm.pocket.installed import WeightsError, file_hash, models_dir, verify
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.pocket.onevision import PocketOnevisionProcessor
@@ -57,6 +59,7 @@ def load_vlm(
         OptionError: for a device that is not here.
     """
     device = check_present(device)
+    _check_dtype(dtype)
     source, options = _locate(name, revision)
     try:
         with _quiet(bars=name not in SPECS):
@@ -76,8 +79,11 @@ def load_vlm(
             processor = loader.from_pretrained(source, **options)
     except WeightsError:
         raise
-    except ImportError as error:  # video processors of the library need torchvision
-        raise WeightsError(f"The processor of '{name}' cannot be loaded: {error}") from error
+    except ImportError as error:  # video processors need torchvision, kernels their packages
+        raise WeightsError(
+            f"'{name}' cannot be loaded ({_first_line(error)}): install what is missing, or choose "
+            "another attn_implementation."
+        ) from error
     # Damaged files and values end in whatever the libraries below trip over.
     except Exception as error:
         if Path(source).is_dir():
@@ -99,6 +105,15 @@ def load_vlm(
     # Left padding: with it the last position of every row is the one to continue from.
     processor.tokenizer.padding_side = "left"
     return model.to(device).eval(), processor
+
+
+def _check_dtype(dtype: Any) -> None:
+    kind = getattr(torch, dtype, 0) if isinstance(dtype, str) else dtype
+    if kind is not None and not getattr(kind, "is_floating_point", False):
+        raise OptionError(
+            f"dtype is a float type such as torch.bfloat16, or None for the model's own; got "
+            f"{dtype!r}."
+        )
 
 
 @contextmanager
@@ -199,9 +214,9 @@ def _check_source(name: str, revision: str | None) -> None:
     here = name in SPECS or Path(name).is_dir()
     if not here and name.startswith("pocket-"):
         raise WeightsError(f"Unknown embedded model '{name}'. Known: {', '.join(SPECS)}.")
-    if not here and name.count("/") != 1:
+    if not here and not _is_hub_id(name):
         raise WeightsError(
-            f"'{name}' is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
+            f"{name!r} is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
             "form owner/name."
         )
     if revision is not None and here:
@@ -220,6 +235,14 @@ def _check_source(name: str, revision: str | None) -> None:
             else f"{name} holds no *.safetensors: it needs config.json, safetensors weights and "
             "the processor's files."
         )
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
 
 
 def _is_pickled(name: str, revision: str | None, error: Exception) -> bool:
@@ -256,7 +279,10 @@ def model_hash(name: str, revision: str | None = None) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).split("\n")
+    if len(lines) > 1 and lines[0].endswith(":"):  # a heading
+        lines[0] = f"{lines[0]} {lines[1].strip()}"
+    return lines[0].strip() or type(error).__name__
 
 
 def _out_of_reach(name: str, error: Exception) -> str:
