@@ -116,12 +116,13 @@ def lab(c: Context):
 @task(
     help={
         "only": "a path or pytest expression, for example tests/contract",
-        "all_": "notebooks, kills, whole reproductions, too",
+        "all_": "notebooks, whole reproductions, too",
+        "faults": "only what can go wrong: kills, full disks, wrong input; all of it",
     }
 )
-def test(c: Context, only=None, all_=False):
+def test(c: Context, only=None, all_=False, faults=False):
     """Run the tests; with --all also those that take long, as in CI."""
-    _frugalvlm("test", only=only, all_=all_)
+    _frugalvlm("test", only=only, all_=all_, faults=faults)
 
 
 @task(

@@ -19,14 +19,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from frugalvlm.checks import OptionError, check_device, check_names, check_present, read_whole
-from frugalvlm.errors import FrugalError
-from frugalvlm.paths import notebooks_dir, project_root, repository, work_dir
+from frugalvlm.errors import NOT_WRITABLE, FrugalError, unwritable
+from frugalvlm.paths import command, notebooks_dir, project_root, repository, work_dir
 
 __all__ = ["main"]
 
 SCALES = ("pocket", "blueprint", "full")
 MOST_QUESTIONS = 100_000  # of a benchmark; `benchmarks.base`, which needs torch, says the same
-FAST = "not slow and not notebook"  # tests that are run unless all are asked for
+# Which tests are run, if not all of a path.
+FAST = "not slow and not notebook and not faults"
+ALL = "not faults"
+FAULTS = "tests/faults"
 INTERRUPTED = "Interrupted. Nothing is lost: the same command continues where this one stopped."
 
 
@@ -49,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").split(".")[0] in ("frugalvlm", ""):
             raise
         print(_missing(error.name or ""), file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NOT_WRITABLE:
+            raise
+        print(unwritable(error.filename or "the results", error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(INTERRUPTED, file=sys.stderr)
@@ -119,10 +127,10 @@ def _parser() -> argparse.ArgumentParser:
     verb("readme", _readme, "Regenerate the tables of README.md and of the model cards.")
     verb("lab", _lab, "Open JupyterLab at the notebooks.")
     own = verb("test", _test, "Run the tests; --all: also those that take long (in a clone).")
-    own.add_argument("--only", default="tests", help="a path or pytest expression")
-    own.add_argument(
-        "--all", action="store_true", help="notebooks, kills, whole reproductions, too"
-    )
+    own.add_argument("--only", help="a path or pytest expression")
+    own.add_argument("--all", action="store_true", help="notebooks, whole reproductions, too")
+    own.add_argument("--faults", action="store_true", help="only what can go wrong: kills, "
+                     "full disks, wrong input; all of it")  # fmt: skip
     own = verb("contracts", _contracts, "Run the contract tests on another release of "
                "Transformers, installed into a folder of its own (in a clone).")  # fmt: skip
     own.add_argument(
@@ -152,9 +160,7 @@ def _papers(given: argparse.Namespace) -> None:
 
 def _reproduce(given: argparse.Namespace) -> None:
     if (given.paper is None) != given.all:
-        raise OptionError(
-            "Give either --paper KEY (`frugalvlm papers` or `invoke papers` lists them) or --all."
-        )
+        raise OptionError(f"Give either --paper KEY (`{command('papers')}` lists them) or --all.")
     if given.scale not in SCALES:
         raise OptionError(f"Unknown scale '{given.scale}': pocket, blueprint or full.")
     if given.scale == "blueprint":
@@ -296,12 +302,15 @@ def _lab(given: argparse.Namespace) -> int:
 
 
 def _test(given: argparse.Namespace) -> int:
+    if given.faults and (given.all or given.only is not None):
+        raise OptionError(f"--faults runs all of {FAULTS}: leave --only and --all out.")
     root = project_root()
     _require("pytest")
     _require("xdist")
+    where = [FAULTS] if given.faults else (given.only or "tests").split()
+    which = [] if given.faults else ["-m", ALL if given.all else FAST]
     # One process per core; what is idle takes tests from the others.
-    command = [sys.executable, "-m", "pytest", *given.only.split(), "-n", "auto"]
-    command += ["--dist", "worksteal", *([] if given.all else ["-m", FAST])]
+    command = [sys.executable, "-m", "pytest", *where, "-n", "auto", "--dist", "worksteal", *which]
     return subprocess.run(command, cwd=root).returncode
 
 

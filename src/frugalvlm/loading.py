@@ -10,6 +10,8 @@ from typing import Any
 
 import huggingface_hub
 import torch
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -18,7 +20,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from frugalvlm.checks import check_name, check_present
+from frugalvlm.checks import OptionError, check_name, check_present
 from frugalvlm.pocket.installed import WeightsError, file_hash, models_dir, verify
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.pocket.onevision import PocketOnevisionProcessor
@@ -57,6 +59,7 @@ def load_vlm(
         OptionError: for a device that is not here.
     """
     device = check_present(device)
+    _check_dtype(dtype)
     source, options = _locate(name, revision)
     try:
         with _quiet(bars=name not in SPECS):
@@ -76,10 +79,14 @@ def load_vlm(
             processor = loader.from_pretrained(source, **options)
     except WeightsError:
         raise
-    except ImportError as error:  # video processors of the library need torchvision
+    except ImportError as error:  # processors need torchvision, kernels of attention a package
+        extra = any(part in str(error).lower() for part in ("torchvision", "num2words"))
+        remedy = (
+            "run `pip install 'frugalvlm[full]'`, which brings torchvision and num2words" if extra
+            else "install what is missing, or choose another attn_implementation"
+        )  # fmt: skip
         raise WeightsError(
-            f"The processor of '{name}' cannot be loaded ({_first_line(error)}): run "
-            "`pip install 'frugalvlm[full]'`, which brings torchvision and num2words."
+            f"'{name}' cannot be loaded ({_first_line(error)}): {remedy}."
         ) from error
     # Damaged files and values end in whatever the libraries below trip over.
     except Exception as error:
@@ -88,6 +95,8 @@ def load_vlm(
                 f"{source} does not hold a loadable model ({_first_line(error)}); it needs "
                 "config.json, safetensors weights and the processor's files."
             ) from error
+        if _is_pickled(name, revision, error):
+            raise WeightsError(_pickled(name, "as pickles alone")) from error
         if isinstance(error, OSError | ValueError):
             raise WeightsError(_out_of_reach(name, error)) from error
         raise
@@ -100,6 +109,15 @@ def load_vlm(
     # Left padding: with it the last position of every row is the one to continue from.
     processor.tokenizer.padding_side = "left"
     return model.to(device).eval(), processor
+
+
+def _check_dtype(dtype: Any) -> None:
+    kind = getattr(torch, dtype, 0) if isinstance(dtype, str) else dtype
+    if kind is not None and not getattr(kind, "is_floating_point", False):
+        raise OptionError(
+            f"dtype is a float type such as torch.bfloat16, or None for the model's own; got "
+            f"{dtype!r}."
+        )
 
 
 @contextmanager
@@ -179,13 +197,6 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
         return str(folder), {"local_files_only": True}
     if Path(name).is_dir():
         return name, {"local_files_only": True}
-    if name.startswith("pocket-"):
-        raise WeightsError(f"Unknown embedded model '{name}'. Known: {', '.join(SPECS)}.")
-    if name.count("/") != 1:
-        raise WeightsError(
-            f"'{name}' is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
-            "form owner/name."
-        )
     # Without a network the cache alone is asked: otherwise every file is retried for half a minute.
     return name, {"revision": revision, "local_files_only": not _hub_answers()}
 
@@ -205,6 +216,13 @@ def _check_source(name: str, revision: str | None) -> None:
     """Refuse what cannot be meant: no name, a version of a folder, weights that are pickles."""
     check_name("model", name, "an embedded model, a folder or a Hub id")
     here = name in SPECS or Path(name).is_dir()
+    if not here and name.startswith("pocket-"):
+        raise WeightsError(f"Unknown embedded model '{name}'. Known: {', '.join(SPECS)}.")
+    if not here and not _is_hub_id(name):
+        raise WeightsError(
+            f"{name!r} is no embedded model ({', '.join(SPECS)}), no folder and no Hub id of the "
+            "form owner/name."
+        )
     if revision is not None and here:
         kind = "an embedded model" if name in SPECS else "a folder"
         raise WeightsError(
@@ -216,13 +234,37 @@ def _check_source(name: str, revision: str | None) -> None:
             p.name for kind in ("*.bin", "*.pt", "*.pth") for p in Path(name).glob(kind)
         )
         raise WeightsError(
-            f"{name} holds its weights as {pickles[0]}, which can run any code when it is read: "
-            "convert them with `model.save_pretrained(FOLDER)` where you trust them; only "
-            "safetensors are loaded."
+            _pickled(name, f"as {pickles[0]}")
             if pickles
             else f"{name} holds no *.safetensors: it needs config.json, safetensors weights and "
             "the processor's files."
         )
+
+
+def _is_hub_id(name: str) -> bool:
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return name.count("/") == 1
+
+
+def _is_pickled(name: str, revision: str | None, error: Exception) -> bool:
+    """Whether a model of the Hub could not be read because it has no safetensors."""
+    if isinstance(error, OSError) and "cannot be loaded with `safetensors`" in str(error):
+        return True
+    cached = (
+        huggingface_hub.try_to_load_from_cache(name, file, revision=revision)
+        for file in ("pytorch_model.bin", "pytorch_model.bin.index.json")
+    )
+    return any(isinstance(path, str) for path in cached)  # and no safetensors, or it had loaded
+
+
+def _pickled(name: str, how: str) -> str:
+    return (
+        f"{name} holds its weights {how}, which can run any code when it is read: convert them "
+        "with `model.save_pretrained(FOLDER)` where you trust them; only safetensors are loaded."
+    )
 
 
 def model_hash(name: str, revision: str | None = None) -> str:
@@ -241,7 +283,10 @@ def model_hash(name: str, revision: str | None = None) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = str(error).split("\n")
+    if len(lines) > 1 and lines[0].endswith(":"):  # a heading
+        lines[0] = f"{lines[0]} {lines[1].strip()}"
+    return lines[0].strip() or type(error).__name__
 
 
 def _out_of_reach(name: str, error: Exception) -> str:

@@ -10,13 +10,17 @@ variables move data and work folder: ``FRUGALVLM_DATA`` and ``FRUGALVLM_RESULTS`
 """
 
 import os
+import tempfile
 from pathlib import Path
 
-from frugalvlm.errors import FrugalError
+from frugalvlm.errors import FrugalError, unwritable
 
 __all__ = [
     "MissingFilesError",
+    "UnwritableError",
+    "check_writable",
     "checkpoints_dir",
+    "command",
     "data_dir",
     "notebooks_dir",
     "project_root",
@@ -36,6 +40,25 @@ class MissingFilesError(FrugalError, FileNotFoundError):
     """Data or results that are not where they are looked for; the message names the remedy."""
 
 
+class UnwritableError(FrugalError, OSError):
+    """A folder in which nothing can be written; the message names the remedy."""
+
+
+def check_writable(folder: Path) -> Path:
+    """Make a folder for results, before anything is computed for it.
+
+    Raises:
+        UnwritableError: it cannot be made, or no file in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UnwritableError(unwritable(folder, error)) from error
+    return folder
+
+
 def repository() -> Path | None:
     """The folder of the clone this package runs from; None for an installed package."""
     root = PACKAGE.parents[1]
@@ -43,6 +66,15 @@ def repository() -> Path | None:
     # a clone is another version of the code, and must not take the clone's data for its own.
     ours = PACKAGE.parent.name == "src" and (root / "pyproject.toml").is_file()
     return root if ours and (root / "data" / "papers").is_dir() else None
+
+
+def command(verb: str) -> str:
+    """How a verb of the kit is called from here: `invoke VERB` in a clone, else `frugalvlm VERB`.
+
+    Args:
+        verb: the verb with its options, for example "reproduce --paper visionzip".
+    """
+    return f"{'frugalvlm' if repository() is None else 'invoke'} {verb}"
 
 
 def project_root() -> Path:

@@ -158,6 +158,8 @@ class Trace:
                 that is not there, and for a picture of which the tower saw something else.
         """
         self._need()
+        if ax is not None and not hasattr(ax, "imshow"):
+            raise TraceError(f"ax is axes of matplotlib, as plt.subplots() makes them; got {ax!r}.")
         grid, kept, merged = self.picture(crop, layer)
         try:
             from frugalvlm import drawing

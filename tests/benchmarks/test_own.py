@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -190,6 +192,13 @@ def test_wrong_data(wrong, sentence):
         ("q", [], r"the answers are \[\]"),
         ("q", None, "the answers are None"),
         ("q", ["a", None], "the answers are"),
+        ("q", [["a"]], "the answers are"),
+        ("q", "", "the answers are"),
+        ("q", ["a", " "], "the answers are"),
+        ("q", float("nan"), "the answers are nan"),
+        ("q", "\ud800", "the answers are"),
+        ("what <image> is it?", "a", "<image> stands for the picture.*leave it out"),
+        ("what \ud800?", "a", "is no Unicode text"),
     ],
 )
 def test_wrong_questions_and_answers_are_named_by_their_number(question, answers, sentence):
@@ -212,12 +221,80 @@ def test_numbers_as_answers_are_texts():
         ('{"image": "pictures/a.png", "question": "q"}', "line 1: answer is missing"),
         ('\n{"image": "no.png", "question": "q", "answer": "a"}', "does not exist"),
         ("", "no question in this data"),
+        ("[" * 100_000, "line 1 is no JSON"),
     ],
 )
 def test_wrong_files(folder, text, sentence):
     (folder / "questions.jsonl").write_text(text)
     with pytest.raises(OwnDataError, match=sentence):
         own_benchmark(folder)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "gif", "bmp", "webp"])
+def test_half_a_picture_is_noticed_before_anything_is_asked(kind, tmp_path):
+    path = tmp_path / f"a.{kind}"
+    _image("a").save(path)
+    own_benchmark([(path, "q", "a")])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(OwnDataError, match=rf"question 1: .*a\.{kind} is no readable picture"):
+        own_benchmark([(path, "q", "a")])
+
+
+def test_pictures_in_memory_that_cannot_be_read(tmp_path):
+    _image("a").save(tmp_path / "a.png")
+    closed = PIL.Image.open(tmp_path / "a.png")
+    closed.close()
+    for picture in (closed, PIL.Image.new("RGB", (0, 0)), PIL.Image.new("RGB", (0, 5))):
+        with pytest.raises(OwnDataError, match="question 1: this picture cannot be read"):
+            own_benchmark([(picture, "q", "a")])
+
+
+def test_names_of_files_in_any_language_and_none(tmp_path):
+    names = ["Größe.png", "猫 と 犬.png", "a\u2028b.png", " .png", "'\"<b>.png"]
+    for name in names:
+        _image("a").save(tmp_path / name)
+    made = own_benchmark([(tmp_path / name, "q", "a") for name in names])
+    assert len({row["image"].tobytes() for row in made.dataset("test", 9)}) == 1
+    latin = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png"))
+    latin.write_bytes((tmp_path / names[0]).read_bytes())
+    with pytest.raises(OwnDataError, match=r"question 1: the name of .* is no Unicode text"):
+        own_benchmark([(latin, "q", "a")])
+
+
+def test_files_with_zeros_for_answers_and_odd_line_ends(folder):
+    (folder / "questions.jsonl").write_text(
+        '{"image": "pictures/a.png", "question": "how\u2028many?", "answer": 0}\r\n\n'
+        '{"image": "pictures/a.png", "question": "which?", "answers": [], "answer": "b"}'
+    )
+    rows = own_benchmark(folder).dataset("test", 9)
+    assert [(r["question"], r["answers"]) for r in rows] == [
+        ("how\u2028many?", ["0"]), ("which?", ["b"])
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("pictures/a.png,q,a", "line 1 names the columns pictures/a.png, q, a: name them image"),
+        ("image;question;answer\npictures/a.png;q;a", "separated by commas"),
+        ("image,question,answer\npictures/a.png,q", "line 2: answer is missing"),
+        ("image,question,answers\npictures/a.png,q,|", "question 1: the answers are"),
+        ('image,question,answer\npictures/a.png,"q,a', "line 2: answer is missing"),
+        ("image,question,answer\n", "no question in this data"),
+        ("", "no question in this data"),
+    ],
+)
+def test_wrong_csv_files(folder, text, sentence):
+    (folder / "questions.csv").write_text(text)
+    with pytest.raises(OwnDataError, match=sentence):
+        own_benchmark(folder)
+
+
+def test_a_score_of_ones_own_that_fails_is_named():
+    bad = own_benchmark([(_image("a"), "what?", "x")], "mine", score=lambda a, b: 1 / 0)
+    rows = list(bad.dataset("test", 1).remove_columns("image"))
+    with pytest.raises(OwnDataError, match=r"mine: the score of 'x' .* ZeroDivisionError"):
+        bad.sheet(rows, ["x"])
 
 
 def test_what_is_no_picture_and_no_text(folder):

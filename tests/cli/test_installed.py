@@ -7,8 +7,10 @@ import sys
 import pytest
 
 from frugalvlm import paths
+from frugalvlm.papers import load_paper
 from frugalvlm.pocket.installed import WeightsError, verify
 from frugalvlm.probes import training
+from frugalvlm.runs.layout import ScaleError, pocket_table
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,7 @@ def test_a_copy_inside_a_clone_is_not_the_clone(monkeypatch, tmp_path):
 
 
 def test_messages_of_an_installed_package_name_remedies_that_work(monkeypatch, tmp_path):
+    paper = load_paper("safe")
     monkeypatch.setattr(paths, "PACKAGE", tmp_path / "frugalvlm")
     monkeypatch.setattr(paths, "INSIDE", tmp_path / "frugalvlm" / "_files")
     monkeypatch.delenv("FRUGALVLM_DATA", raising=False)
@@ -86,6 +89,9 @@ def test_messages_of_an_installed_package_name_remedies_that_work(monkeypatch, t
     with pytest.raises(WeightsError, match="force-reinstall") as error:
         verify(tmp_path / "pocket-llava-base")
     assert "git checkout" not in str(error.value)
+    assert paths.command("papers") == "frugalvlm papers"
+    with pytest.raises(ScaleError, match="`frugalvlm papers` shows"):
+        pocket_table(paper)
     with pytest.raises(training.TrainingError, match="work in a clone"):
         training.train_and_install("pocket-llava-small", str(tmp_path / "run"))
 

@@ -82,6 +82,20 @@ def test_publish_follows_the_run(monkeypatch, capsys):
     assert done == [("run", "aim")]
 
 
+def test_which_tests_are_run(monkeypatch):
+    run = []
+    monkeypatch.setattr(
+        cli.subprocess, "run",
+        lambda command, cwd: run.append(command) or types.SimpleNamespace(returncode=3),
+    )  # fmt: skip
+    for given in ([], ["--all"], ["--only", "tests/cli tests/runs"], ["--faults"]):
+        assert cli.main(["test", *given]) == 3
+    where = [command[3 : command.index("-n")] for command in run]
+    which = [command[command.index("-m", 3) + 1] for command in run if "-m" in command[3:]]
+    assert where == [["tests"], ["tests"], ["tests/cli", "tests/runs"], ["tests/faults"]]
+    assert which == [cli.FAST, cli.ALL, cli.FAST], "of the faults all"
+
+
 def test_new_calls_the_scaffold(monkeypatch):
     made = []
     fake = types.ModuleType("frugalvlm.scaffold")

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from tiny_hosts import HOSTS, IMAGE, KEPT, MANY, PAIRS, Picture, make, model_for, prompt
+from reference import hidden_keys
+from tiny_hosts import HOSTS, IMAGE, KEPT, MANY, PAIRS, K, Picture, make, model_for, prompt
 
 from frugalvlm.methods import FastV, Vanilla, VisionZip
 from frugalvlm.views import UnsupportedError
@@ -135,3 +136,56 @@ def test_hidden_states_are_those_of_the_prompt(key, host):
         hook.remove()
     for states, last in zip(out.hidden_states[1:-1], seen, strict=False):
         assert torch.equal(states[:, -1], last)
+
+
+@pytest.mark.parametrize("key", ["visionzip", "fastv", "aim", "sparsevlm", "aim_mask", "sgl"])
+@pytest.mark.parametrize("host", ["llava_clip", "llava_next"])
+def test_attention_maps_are_those_of_the_prompt(key, host):
+    """A column for every token: what is gone gets nothing, and the others all of it."""
+    # In float64 padding is NaN in eager attention, of the untouched model, too.
+    model = model_for(host, "eager", torch.float32)
+    inputs = prompt(host, MANY, dtype=torch.float32)
+    places, (batch, length) = inputs["input_ids"] == IMAGE, inputs["input_ids"].shape
+    with make(key).on(model) as trace, torch.no_grad():
+        out = model(**inputs, output_attentions=True)
+        more = {
+            "input_ids": torch.full((batch, 2), 5),
+            "attention_mask": torch.nn.functional.pad(inputs["attention_mask"], (0, 2), value=1),
+        }
+        later = model(**more, past_key_values=out.past_key_values, output_attentions=True)
+    assert {(*m.shape[:1], *m.shape[2:]) for m in out.attentions} == {(batch, length, length)}
+    assert {m.shape[2:] for m in later.attentions} == {(2, length + 2)}
+    for layer, (maps, steps) in enumerate(zip(out.attentions, later.attentions, strict=True)):
+        last = (inputs["attention_mask"] * torch.arange(length)).argmax(-1)
+        asked = maps[torch.arange(batch), :, last]
+        for rows in (asked, steps[:, :, 0], steps[:, :, 1]):
+            torch.testing.assert_close(rows.sum(-1), torch.ones(rows.shape[:2]))
+        # Random weights leave no key that is there without attention.
+        seen = ((steps[:, :, 1, :length] > 0).any(1) & places).sum().item()
+        visual = trace.visible_per_layer[layer]
+        assert seen == round(visual * sum(isinstance(p, Picture) for row in MANY for p in row))
+        assert not (steps[:, :, 1, :length] * (1 - inputs["attention_mask"][:, None])).any()
+
+
+def test_attention_maps_behind_a_cut_are_those_of_a_run_with_hidden_keys():
+    model, inputs = model_for("llava_clip", "eager"), prompt("llava_clip")
+    places = (inputs["input_ids"][0] == IMAGE).nonzero()[:, 0].tolist()
+    with make("fastv").on(model) as trace, torch.no_grad():
+        out = model(**inputs, output_attentions=True).attentions
+    gone = [place for n, place in enumerate(places) if n not in trace.kept[0]]
+    with hidden_keys(model, gone, K), torch.no_grad():
+        layers = model.model.language_model.layers
+        hooks = [layer.register_forward_pre_hook(_added, with_kwargs=True) for layer in layers]
+        whole = model(**inputs, output_attentions=True).attentions
+    for hook in hooks:
+        hook.remove()
+    there = [i for i in range(inputs["input_ids"].shape[1]) if i not in gone]
+    for maps, expected in zip(out, whole, strict=True):
+        torch.testing.assert_close(maps[:, :, there], expected[:, :, there], rtol=1e-4, atol=1e-6)
+
+
+def _added(module, args, kwargs):
+    """Eager attention adds masks."""
+    mask = kwargs["attention_mask"]
+    least = torch.finfo(torch.float32).min
+    return args, {**kwargs, "attention_mask": torch.zeros(mask.shape).masked_fill(~mask, least)}

@@ -201,6 +201,14 @@ def test_where_the_picture_stands_must_be_known():
         model(**inputs)
 
 
+@pytest.mark.parametrize("wrong", [5, torch.zeros(1, 3, dtype=torch.bool), torch.zeros(1, 9)])
+def test_placeholders_that_are_not_of_this_prompt(wrong):
+    model, inputs = model_for("llava_clip"), prompt("llava_clip")
+    for method in (FastV(KEPT), VisionZip(4, 2)):
+        with method.on(model, wrong), pytest.raises(UnsupportedError, match="as long as the prom"):
+            model(**inputs)
+
+
 @pytest.mark.parametrize("host", ["llava_clip", "llava_next"])
 def test_prompts_that_do_not_fit_their_pictures(host):
     model, inputs = model_for(host), prompt(host)

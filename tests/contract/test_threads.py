@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
+import queue
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 
 import pytest
 import torch
@@ -234,3 +238,142 @@ def test_blocks_that_only_watch_see_their_own_threads_prompts(model):
     other.start()
     other.join()
     assert trace.calls == 0
+
+
+# -- tasks of asyncio, which share a thread --------------------------------------------------------
+
+
+def test_tasks_that_take_turns_have_their_own_blocks(model):
+    """Each leaves its block only after the others have opened theirs, and not in that order."""
+    keys = ("fastv", None, "visionzip", "early_exit", None)
+
+    async def work(key, pause):
+        if key is None:
+            await asyncio.sleep(pause)
+            return said(model, PROMPTS[0])
+        with make(key).on(model):
+            await asyncio.sleep(pause)
+            first = said(model, PROMPTS[0])
+            await asyncio.sleep(pause)
+            assert said(model, PROMPTS[0]) == first
+        return first
+
+    async def all_of(pauses):
+        return await asyncio.gather(*map(work, keys, pauses))
+
+    alone = [asyncio.run(work(key, 0)) for key in keys]
+    assert len({str(answer) for answer in alone}) > 2
+    assert asyncio.run(all_of([0.5, 0.1, 0.2, 0.4, 0.3])) == alone
+
+
+def test_tasks_belong_to_the_block_in_which_they_were_started(model):
+    plain = said(model, PROMPTS[0])
+
+    async def ask():
+        return said(model, PROMPTS[0])
+
+    async def work():
+        outside = asyncio.create_task(ask())
+        with FastV(3, k=1).on(model):
+            inside = said(model, PROMPTS[0])
+            started = [asyncio.create_task(ask()) for _ in range(2)]
+            in_thread = await asyncio.to_thread(said, model, PROMPTS[0])
+            answers = [await task for task in (outside, *started)]
+        return inside, in_thread, *answers
+
+    inside, in_thread, outside, *started = asyncio.run(work())
+    assert inside != plain
+    assert outside == plain
+    assert started == [inside] * 2
+    assert in_thread == inside
+
+
+def test_a_block_around_a_loop_belongs_to_its_tasks(model):
+    async def ask():
+        return said(model, PROMPTS[0])
+
+    with FastV(3, k=1).on(model):
+        assert asyncio.run(ask()) == said(model, PROMPTS[0])
+
+
+def test_a_task_of_a_block_opens_none_of_its_own(model):
+    async def open_another():
+        with FastV(KEPT).on(model):
+            await asyncio.sleep(0)
+
+    async def work():
+        with VisionZip(4, 2).on(model):
+            await asyncio.gather(open_another(), open_another())
+
+    with pytest.raises(UnsupportedError, match="task of asyncio, was started inside"):
+        asyncio.run(work())
+    with VisionZip(4, 2).on(model), pytest.raises(UnsupportedError, match="thread that opened"):
+        asyncio.run(open_another())
+
+
+def test_a_block_that_a_task_left_open_goes_on(model):
+    """As the cells of a notebook, each of which is a task, may open and leave one by hand."""
+    with FastV(3, k=1).on(model):
+        inside = said(model, PROMPTS[0])
+
+    async def cell(do):
+        return do()
+
+    block = FastV(3, k=1).on(model)
+    asyncio.run(cell(block.__enter__))
+    assert asyncio.run(cell(lambda: said(model, PROMPTS[0]))) == inside
+    asyncio.run(cell(lambda: block.__exit__(None, None, None)))
+    assert said(model, PROMPTS[0]) != inside
+
+
+# -- threads that were there before ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pool, job: pool.apply(job, ()),
+        lambda pool, job: pool.apply_async(job).get(),
+        lambda pool, job: pool.map(lambda _: job(), [0])[0],
+        lambda pool, job: pool.starmap(lambda *_: job(), [(0, 0)])[0],
+        lambda pool, job: next(pool.imap(lambda _: job(), [0])),
+        lambda pool, job: next(pool.imap_unordered(lambda _: job(), [0])),
+    ],
+)
+def test_a_pool_of_multiprocessing_serves_each_block_and_none(model, ask):
+    def job():
+        return said(model, PROMPTS[0])
+
+    plain = job()
+    before = dict(vars(ThreadPool))
+    with ThreadPool(1) as pool:
+        assert ask(pool, job) == plain
+        with FastV(3, k=1).on(model):
+            inside = job()
+            assert ask(pool, job) == inside
+        assert ask(pool, job) == plain != inside
+    assert dict(vars(ThreadPool)) == before
+
+
+def test_a_worker_that_takes_a_context_along_belongs_to_the_block(model):
+    """As AnyIO's do: the thread was there before, and runs what it is given in a copied context."""
+    jobs, answers = queue.Queue(), queue.Queue()
+
+    def work():
+        for context, job in iter(jobs.get, None):
+            answers.put(job() if context is None else context.run(job))
+
+    def ask(context):
+        jobs.put((context, lambda: said(model, PROMPTS[0])))
+        return answers.get(timeout=60)
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    plain = ask(None)
+    with FastV(3, k=1).on(model):
+        inside = said(model, PROMPTS[0])
+        assert ask(contextvars.copy_context()) == inside
+        assert ask(None) == plain != inside, "nobody can tell whom it works for"
+    assert ask(contextvars.copy_context()) == plain
+    jobs.put(None)
+    worker.join()

@@ -14,6 +14,7 @@ from frugalvlm import methods
 from frugalvlm.door import RequestError, request
 from frugalvlm.errors import FrugalError
 from frugalvlm.methods import EncoderReducer, FastV, Uniform, VisionZip
+from frugalvlm.paths import work_dir
 from frugalvlm.pocket.installed import WeightsError
 from frugalvlm.views import UnsupportedError
 
@@ -207,7 +208,17 @@ def test_a_pair_is_known_by_weights_configuration_and_processing(tiny):
         ({"n": 10**6}, "n must be 1 to 100000"),
         ({"split": "train"}, "Unknown split 'train'"),
         ({"batch": 0}, "batch is a whole number"),
-        ({"repeats": 0}, "repeats is a whole number"),
+        ({"repeats": 0}, "repeats is a whole number from 2"),
+        ({"repeats": 1}, "repeats is a whole number from 2, not 1"),
+        ({"energy_window_s": -1}, "energy_window_s is a number above 0"),
+        ({"energy_window_s": "1"}, "energy_window_s is a number above 0"),
+        ({"force": "no"}, "force is True or False, not 'no'"),
+        ({"costs": 0}, "costs is True or False, not 0"),
+        ({"progress": "yes"}, "progress is True, False, None or a reporter"),
+        ({"revision": "main"}, "loaded model has no revision"),
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
+        ({"data": "pocket-gqa", "max_new_tokens": 3}, "a benchmark brings its own"),
+        ({"data": ["pocket-gqa"], "score": "yes_no"}, "a benchmark brings its own"),
         ({"budgets": []}, "No budgets: give some"),
         ({"table": "table1"}, "name it with paper=KEY"),
         ({"score": "bleu"}, "Unknown score 'bleu'"),
@@ -215,9 +226,10 @@ def test_a_pair_is_known_by_weights_configuration_and_processing(tiny):
     ],
 )
 def test_wrong_numbers_before_anything_is_loaded(wrong, sentence, tiny, own):
-    arguments = {"model": tiny, "methods": "uniform", "data": own, "budgets": [16], **wrong}
+    arguments = {"model": tiny, "methods": "uniform", "data": own, "budgets": [16]}
     with pytest.raises(FrugalError, match=sentence):
-        frugalvlm.compare(**arguments, costs=False, progress=False)
+        frugalvlm.compare(**{**arguments, "costs": False, "progress": False, **wrong})
+    assert not work_dir().exists(), "nothing is computed"
 
 
 @pytest.mark.parametrize(
@@ -264,3 +276,12 @@ def test_objects_of_one_class_are_told_apart_by_their_labels(tiny):
     labels = [line.label for line in lines]
     assert len(set(labels)) == len(labels) == 4
     assert "VisionZip (dominant=10, contextual=2, merge=mean)" in labels
+
+
+def test_numpy_numbers_and_long_names_are_taken(tiny, picture):
+    """Names of data sets stand in names of files, which may have 255 bytes."""
+    data = {"猫" * 200: [(picture(1), "what is it?", "a cat")]}
+    asked = {"n": np.int64(4), "batch": np.int32(8), "costs": False, "progress": False}
+    result = frugalvlm.compare(tiny, "uniform", data, [16], **asked)
+    assert len(result.records) == 2
+    assert type(result.records[0]["request"]["n"]) is int

@@ -139,6 +139,7 @@ def test_a_layer_can_be_chosen():
         (lambda t: t.plot(np.zeros((24, 24, 3))), "got ndarray"),
         (lambda t: t.plot(Image.new("RGB", (24, 24)), crop=-1), "no crop -1"),
         (lambda t: t.plot(Image.new("RGB", (24, 24)), object()), "object makes no pixels"),
+        (lambda t: t.plot(Image.new("RGB", (24, 24)), ax="x"), "ax is axes of matplotlib"),
     ],
 )
 def test_wrong_questions_get_one_sentence(ask, said):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,12 @@ def test_source_notebooks_are_bare_and_typed(source):
         assert name.isidentifier(), line
         assert "=" in rest, f"{line}: a parameter has a type and a default"
         assert "  # " in rest, f"{line}: a parameter has a help comment"
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda p: p.stem)
+def test_figures_show_names_and_not_keys(source):
+    code = "".join(c.source for c in nbformat.read(source, 4).cells if c.cell_type == "code")
+    assert not re.findall(r"f.\{(?:method\.)?key\}", code), "method_label(key) is what it is called"
 
 
 def test_paper_notebooks_carry_the_papers_keys():

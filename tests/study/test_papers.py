@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -15,9 +16,9 @@ import yaml
 
 from frugalvlm import papers, paths
 from frugalvlm.methods import METHODS, VARIANTS
-from frugalvlm.papers import EQUALS, SCALES, Paper, keys, load_paper
+from frugalvlm.papers import EQUALS, SCALES, Paper, all_papers, keys, load_paper
 from frugalvlm.paths import project_root
-from frugalvlm.report.display import labels_of
+from frugalvlm.report.display import labels_of, method_labels
 from frugalvlm.verdicts.decision import decide
 from frugalvlm.verdicts.quantity import Measured
 
@@ -364,6 +365,29 @@ def test_names_are_those_of_the_pocket_tables() -> None:
     names = labels_of("gsearch")
     assert names["gsearch"] == "P-Sigmoid", "the blueprint table says more"
     assert names["gsearch_greedy"] == "G-Search (found rates)", "it stands in no table"
+
+
+def test_every_method_of_a_claim_has_a_name() -> None:
+    asked = {
+        part["method"]
+        for paper in all_papers()
+        if set(paper.status.values()) != {"planned"}
+        for claim in paper.claims
+        for part in _parts(claim.quantity)
+        if "method" in part
+    }
+    assert {"sgl_small", "sgl_exit"} <= asked
+    assert not asked - method_labels().keys()
+
+
+def _parts(value: Any) -> Iterator[Mapping[str, Any]]:
+    if isinstance(value, Mapping):
+        yield value
+        for inner in value.values():
+            yield from _parts(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _parts(inner)
 
 
 def test_table1_layout_resolves_to_printed_numbers(visionzip: Paper) -> None:

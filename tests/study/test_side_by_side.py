@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -99,6 +100,54 @@ def test_towers_inside_each_other_are_restored_one_by_one(tiny, batches):
         model(**{**inputs, "pixel_values": -inputs["pixel_values"]})
     assert len(inner) == 1
     assert len(outer) == 2, "behind the inner block the outer one goes on"
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_tower_runs_once_for_its_own_threads_only(tiny, batches):
+    """Three threads, of which the first opens its block first and leaves it first."""
+    model, inputs = tiny[0], batches.batches[0][1]
+    with torch.inference_mode():
+        expected = model(**inputs).logits
+    mine, theirs = {}, {}
+    opened, left, go = threading.Event(), threading.Event(), threading.Event()
+    answers = []
+
+    def ask():
+        with torch.inference_mode():
+            answers.append(model(**inputs).logits)
+
+    def other():
+        opened.wait()
+        with tower_once(model, theirs):
+            go.set()
+            left.wait()
+            ask()
+
+    def none():
+        opened.wait()
+        ask()
+        left.wait()
+        ask()
+
+    threads = [threading.Thread(target=work) for work in (other, none)]
+    for thread in threads:
+        thread.start()
+    with tower_once(model, mine):
+        opened.set()
+        go.wait()
+        ask()
+        inner = threading.Thread(target=ask)
+        inner.start()
+        inner.join()
+        assert len(mine) == 1, "the pictures of this block's threads"
+        model.model.vision_tower(-inputs["pixel_values"])
+        assert len(mine) == 2
+    left.set()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 5
+    assert all(torch.equal(answer, expected) for answer in answers)
+    assert not theirs, "the other thread went on with the whole tower"
     assert not any("forward" in module.__dict__ for module in model.modules())
 
 

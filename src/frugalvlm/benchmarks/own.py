@@ -17,6 +17,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -126,7 +127,13 @@ class OwnBenchmark:
         return replace(sheet, details={**sheet.details, **state})
 
     def _scored(self, answer: str, right: Sequence[str]) -> float:
-        value = self.score(answer, right)
+        try:
+            value = self.score(answer, right)
+        except Exception as error:  # of the user's own function
+            raise OwnDataError(
+                f"{self.name}: the score of {answer!r} against {list(right)} ended in "
+                f"{type(error).__name__} ({error}): correct the function; the answers are kept."
+            ) from error
         try:
             number = float(value)
         except (TypeError, ValueError):
@@ -174,8 +181,7 @@ def own_benchmark(
             last = picture, _picture(picture, where)
         image_id, image = last[1]
         right = _answers(answers, where)
-        if not isinstance(question, str) or not question.strip():
-            raise OwnDataError(f"{where}: a question is a text, not {question!r}.")
+        _check_question(question, where)
         row = {
             "question_id": request_hash([count, image_id, question]),
             "image_id": image_id,
@@ -238,6 +244,9 @@ def _dataset_lines(data: Dataset) -> Iterable[Line]:
     return ((r["image"], r["question"], r[answers], r.get("category")) for r in data)
 
 
+_NONE: tuple[Any, ...] = (None, "", [])  # what stands for no answer; 0 is one
+
+
 def _file_lines(path: Path) -> tuple[str, Iterable[Line]]:
     file, name = path, path.stem
     if path.is_dir():
@@ -251,9 +260,9 @@ def _file_lines(path: Path) -> tuple[str, Iterable[Line]]:
     lines = []
     for number, row in rows:
         missing = [n for n in ("image", "question") if not row.get(n)]
-        answers = row.get("answers") or row.get("answer")
-        if missing or not answers:
-            wanted = ", ".join([*missing, *([] if answers else ["answer"])])
+        answers = next((row[n] for n in ("answers", "answer") if row.get(n) not in _NONE), None)
+        if missing or answers is None:
+            wanted = ", ".join([*missing, *([] if answers is not None else ["answer"])])
             raise OwnDataError(f"{file}, line {number}: {wanted} is missing.")
         if file.suffix == ".csv" and row.get("answers"):
             answers = [part.strip() for part in str(answers).split("|")]
@@ -268,12 +277,12 @@ def _read_jsonl(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
         text = file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise OwnDataError(f"{file} cannot be read as UTF-8 text ({error}).") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # a text may hold other line ends
         if not line.strip():
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise OwnDataError(f"{file}, line {number} is no JSON: {error}.") from error
         if not isinstance(row, Mapping):
             raise OwnDataError(f"{file}, line {number} is no JSON object.")
@@ -285,24 +294,54 @@ def _read_csv(file: Path) -> list[tuple[int, Mapping[str, Any]]]:
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             reader = csv.DictReader(opened)
-            return [(reader.line_num, row) for row in reader]
+            rows: list[tuple[int, Mapping[str, Any]]] = [(reader.line_num, r) for r in reader]
+            names = reader.fieldnames or ()
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise OwnDataError(f"{file} cannot be read as a CSV file ({error}).") from error
+    if names and "image" not in names:
+        raise OwnDataError(
+            f"{file}, line 1 names the columns {', '.join(map(str, names))}: name them image, "
+            "question and answer, separated by commas."
+        )
+    return rows
+
+
+def _check_question(question: Any, where: str) -> None:
+    if not isinstance(question, str) or not question.strip():
+        raise OwnDataError(f"{where}: a question is a text, not {question!r}.")
+    for mark in ("<image>", "<video>"):
+        if mark in question:
+            raise OwnDataError(
+                f"{where}: {mark} stands for the picture, which is put in front of every question: "
+                "leave it out."
+            )
+    if not _is_unicode(question):
+        raise OwnDataError(f"{where}: {question!r} is no Unicode text: correct its characters.")
+
+
+def _is_unicode(text: str) -> bool:
+    """Not so names of files in another encoding, and halves of characters."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _picture(picture: Any, where: str) -> tuple[str, dict[str, Any]]:
     """What identifies a picture, and how the data set stores it."""
     if isinstance(picture, PIL.Image.Image):
-        stored = png(picture.convert("RGB"))
+        try:
+            stored = png(picture.convert("RGB"))
+        except (OSError, ValueError) as error:  # closed, half, or without pixels
+            raise OwnDataError(f"{where}: this picture cannot be read ({error}).") from error
         return hashlib.sha256(stored["bytes"]).hexdigest()[:16], stored
     if not isinstance(picture, str | Path):
         raise OwnDataError(
             f"{where}: a picture is a PIL image or the path of one, not {type(picture).__name__}."
         )
     path = Path(picture).expanduser()
+    if not _is_unicode(str(path.absolute())):
+        raise OwnDataError(f"{where}: the name of {str(path)!r} is no Unicode text: rename it.")
     try:
         with PIL.Image.open(path) as opened:
-            opened.verify()
+            opened.load()  # all of it: `verify` looks at the beginning of some formats alone
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise OwnDataError(f"{where}: the picture {path} does not exist.") from error
@@ -317,9 +356,16 @@ def _answers(answers: Any, where: str) -> list[str]:
         given = given.get("answer", given.get("answers"))
     if isinstance(given, Sequence) and given and all(isinstance(a, Mapping) for a in given):
         given = [a.get("answer") for a in given]
-    if not isinstance(given, Sequence) or not given or any(a is None for a in given):
+    if not isinstance(given, Sequence) or not given or not all(map(_is_answer, given)):
         raise OwnDataError(f"{where}: the answers are {answers!r}; give a text or a list of texts.")
     return [str(a) for a in given]
+
+
+def _is_answer(answer: Any) -> bool:
+    """A text or a number; no blank, which a model that says nothing would meet."""
+    if isinstance(answer, str):
+        return bool(answer.strip()) and _is_unicode(answer)
+    return isinstance(answer, int) or (isinstance(answer, float) and math.isfinite(answer))
 
 
 def _rule(score: str | Score) -> tuple[str, Score]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from frugalvlm.benchmarks.asking import Batches, prepare
 from frugalvlm.benchmarks.own import Score
+from frugalvlm.checks import check_number
 from frugalvlm.door import request
 from frugalvlm.door.beside import beside_runs, tables_beside
 from frugalvlm.door.papers import Bench
@@ -20,7 +21,7 @@ from frugalvlm.door.rows import Answered, Questions
 from frugalvlm.door.show import reasons
 from frugalvlm.methods import Method
 from frugalvlm.papers import KEYS, Paper, Table, load_paper
-from frugalvlm.paths import work_dir
+from frugalvlm.paths import check_writable, command, work_dir
 from frugalvlm.pocket.models import SPECS
 from frugalvlm.report.tables import accuracy_table
 from frugalvlm.runs.accuracy import accuracy_run
@@ -107,6 +108,10 @@ def compare(
     """
     whole = {"batch": batch} | ({} if repeats is None else {"repeats": repeats})
     request.check_sizes(n, split, **whole)
+    request.check_switches(progress, force=force, costs=costs)
+    if energy_window_s is not None:
+        energy_window_s = check_number("energy_window_s", energy_window_s)
+    n, batch = int(n), int(batch)
     rounds, window = next((r, w) for least, r, w in MEASURED if n >= least)
     measured: dict[str, Any] = {
         "repeats": rounds if repeats is None else repeats,
@@ -135,6 +140,7 @@ def compare(
     if not kept and any(not isinstance(k, Method) and k.key != BASELINE for k in kinds):
         raise RequestError("No budgets: give some, for example budgets=[48, 16] or ['25%'].")
     setting = _setting(subject, benchmarks, n, split, force, folder)
+    check_writable(setting.folder)
     notes = [] if any(k.key == BASELINE for k in kinds) else [_ADDED]
     with _left_padding(subject.processor):
         batches = {
@@ -275,7 +281,9 @@ def _paper_table(
         return _beside(source, layout, options, progress)
     bench = Bench.of(key, options)
     place = bench.setting.folder if folder is None else Path(folder).expanduser() / "records"
-    bench = replace(bench, setting=replace(bench.setting, split=split, folder=place))
+    bench = replace(
+        bench, setting=replace(bench.setting, split=split, folder=check_writable(place))
+    )
     with progress_over(None, progress) as reporter:
         made = bench.answers(reporter)
         analysed = bench.analysis(reporter)
@@ -321,7 +329,7 @@ def _beside(
     if layout.id not in [t.id for t in tables_beside(source, options)]:
         why = (
             f"Nothing was run: this table is about {layout.pocket_model}, which must be "
-            f"installed (`invoke train --model {layout.pocket_model}`), and goes with "
+            f"installed (`{command(f'train --model {layout.pocket_model}')}`), and goes with "
             f"{POCKET_MODEL} only.",
         )
     with progress_over(None, progress) as reporter:
@@ -334,8 +342,8 @@ def _layout(source: Paper, table_id: str | None) -> Table:
     here = [t for t in source.tables if "pocket" in t.scales]
     if not here:
         raise RequestError(
-            f"'{source.key}' has no table that can be rebuilt here; `invoke papers` shows which "
-            "papers have."
+            f"'{source.key}' has no table that can be rebuilt here; `{command('papers')}` shows "
+            "which papers have."
         )
     found = here[0] if table_id is None else next((t for t in here if t.id == table_id), None)
     if found is None:

@@ -30,9 +30,8 @@ from frugalvlm.hosts import host_for
 from frugalvlm.loading import model_hash
 from frugalvlm.methods import METHODS, VARIANTS, WITHOUT_BUDGET, Method
 from frugalvlm.methods.base import GuidedReducer
-from frugalvlm.papers import all_papers
 from frugalvlm.pocket.models import SPECS
-from frugalvlm.report.display import labels_of
+from frugalvlm.report.display import method_labels
 from frugalvlm.runs.guides import load_guide, with_learnt
 from frugalvlm.runs.options import GUIDE_MODEL, Options
 from frugalvlm.views import UnsupportedError
@@ -95,6 +94,8 @@ def opened(model: Any, revision: str | None = None, device: str = "cpu") -> Open
         found = Opened(name, weights, *open_model(name, revision, device, weights), device)
     elif isinstance(model, tuple | list) and len(model) == 2:
         vlm, processor = model
+        if revision is not None:
+            raise RequestError("A loaded model has no revision any more: leave it out.")
         if not isinstance(vlm, PreTrainedModel) or not hasattr(processor, "tokenizer"):
             raise RequestError(
                 "A loaded model is a pair (model, processor), as load_vlm returns it; got "
@@ -166,6 +167,12 @@ def benchmarks_of(
         named = [("", item) for item in data]
     else:
         named = [("", data)]
+    asked = any(_is_own(value) for _, value in named)
+    if named and not asked and (score, max_new_tokens) != ("exact_match", None):
+        raise RequestError(
+            "score and max_new_tokens are of your own questions, and a benchmark brings its own: "
+            "leave them out."
+        )
     if not named:
         raise RequestError(f"No data: give one of {', '.join(ALL_BENCHMARKS)}, or your own.")
     found: dict[str, Any] = {}
@@ -184,6 +191,11 @@ def _stands_alone(item: Any) -> bool:
     return isinstance(item, str | Path) or _is_benchmark(item) or hasattr(item, "column_names")
 
 
+def _is_own(value: Any) -> bool:
+    """Whether data are questions, and no benchmark."""
+    return not _is_benchmark(value) and not (isinstance(value, str) and value in ALL_BENCHMARKS)
+
+
 def _is_benchmark(value: Any) -> bool:
     return all(hasattr(value, name) for name in FIELDS)
 
@@ -200,7 +212,8 @@ def _benchmark(
             f"Unknown benchmark '{value}'{_close(value, ALL_BENCHMARKS)}, and no such folder. "
             f"Known: {', '.join(ALL_BENCHMARKS)}; or give your own questions."
         )
-    own = own_benchmark(value, name, score=score, max_new_tokens=max_new_tokens or MAX_NEW_TOKENS)
+    tokens = MAX_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+    own = own_benchmark(value, name, score=score, max_new_tokens=tokens)
     if own.name in ALL_BENCHMARKS:
         raise RequestError(f"'{own.name}' is a benchmark of the kit: give your data another name.")
     return own.name, own
@@ -213,8 +226,9 @@ def check_sizes(n: Any, split: Any, **counts: Any) -> None:
         RequestError: names the argument and what it may be.
     """
     for name, value in {"n": n, **counts}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise RequestError(f"{name} is a whole number from 1, not {value!r}.")
+        least = 2 if name == "repeats" else 1  # an interval needs two rounds
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+            raise RequestError(f"{name} is a whole number from {least}, not {value!r}.")
     if n > MAX_QUESTIONS:
         raise RequestError(f"n must be 1 to {MAX_QUESTIONS}, got {n}.")
     if split not in get_args(EvalSplit):
@@ -222,6 +236,20 @@ def check_sizes(n: Any, split: Any, **counts: Any) -> None:
             f"Unknown split {split!r}: dev (to choose with) or test (to report), "
             "or replication (to report again)."
         )
+
+
+def check_switches(progress: Any, **switches: Any) -> None:
+    """Refuse what is neither True nor False, such as a text that says no.
+
+    Raises:
+        RequestError: names the argument.
+    """
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise RequestError(f"{name} is True or False, not {value!r}.")
+    reports = hasattr(progress, "start") and hasattr(progress, "advance")
+    if not isinstance(progress, bool | None) and not reports:
+        raise RequestError(f"progress is True, False, None or a reporter, not {progress!r}.")
 
 
 # -- budgets --------------------------------------------------------------------------------------
@@ -395,7 +423,7 @@ def lines_of(
     Raises:
         RequestError: not one row can run.
     """
-    total, names, guides = subject.patches, _labels(), _Guides(subject, guide)
+    total, names, guides = subject.patches, method_labels(), _Guides(subject, guide)
     lines = []
     for kind in kinds:
         if isinstance(kind, Method):
@@ -496,17 +524,6 @@ class _Guides:
 def _identity(line: Line) -> str:
     told = line.method.describe() if line.method else [line.key, line.label]
     return request_hash([told, line.budget])
-
-
-def _labels() -> dict[str, str]:
-    """What the papers call methods; a paper's name for its own method comes first."""
-    names: dict[str, str] = {}
-    for paper in all_papers():
-        own = labels_of(paper)
-        names = own | names
-        if paper.key in own:
-            names[paper.key] = own[paper.key]
-    return names
 
 
 def _object_label(method: Method, names: Mapping[str, str]) -> str:

@@ -136,7 +136,14 @@ class DecoderHooks:
         if not self.state.now.generating:
             self.state.now.tower = []
         serve(None)
-        if memory is None or not call.prefill:
+        if memory is None:
+            return output
+        if output.get("attentions") is not None:
+            output.attentions = tuple(
+                None if maps is None else _spread_maps(memory, maps, layer, call.prefill)
+                for layer, maps in enumerate(output.attentions)
+            )
+        if not call.prefill:
             return output
         touched = memory.cuts or memory.hidden or memory.stream is not None
         cache = cache_left_by(output)
@@ -157,6 +164,15 @@ def _spread(memory: Memory, hidden: Tensor, layer: float) -> Tensor:
     if cuts:
         hidden = memory.cuts[max(cuts)].spread(hidden)
     return hidden if memory.stream is None else memory.stream.spread(hidden)
+
+
+def _spread_maps(memory: Memory, maps: Tensor, layer: int, prefill: bool) -> Tensor:
+    """A layer's attention maps, with a column for every position of the prompt."""
+    cuts = [first for first in memory.cuts if first <= layer]
+    for subset in (memory.cuts[max(cuts)] if cuts else None, memory.stream):
+        if subset is not None:
+            maps = subset.spread_maps(maps, prefill)
+    return maps
 
 
 def later_step(state: State, memory: Memory, kwargs: dict) -> dict:

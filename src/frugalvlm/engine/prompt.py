@@ -25,8 +25,8 @@ def enter(state: State, module: FamilyModule, args: tuple, kwargs: dict) -> None
     """
     if module is not state.host.inner:
         raise UnsupportedError(
-            "This is a replica of the model (torch.nn.DataParallel); put the method on the model "
-            "itself and run that, one process per GPU."
+            "This is a replica of the model (torch.nn.DataParallel, or a copy that was made inside "
+            "the block); put the method on the model itself and run that, one process per GPU."
         )
     call, host = Call(), state.host
     state.now.call = call
@@ -123,7 +123,7 @@ def _see_prompt(
     """Where images stand and where no padding is, on the CPU: the one look at values."""
     given = [e.placeholders for e in state.entries if e.placeholders is not None]
     if given:
-        return given[-1], torch.ones_like(given[-1])
+        return _fitting(given[-1], kwargs), torch.ones_like(given[-1])
     ids = kwargs.get("input_ids")
     if ids is None or ids.is_meta:
         raise UnsupportedError(
@@ -138,6 +138,24 @@ def _see_prompt(
     placeholders, real = torch.stack([placeholders, real]).cpu()
     _check_shown(placeholders, real)
     return placeholders, real
+
+
+def _fitting(placeholders: Any, kwargs: dict) -> Bool[Tensor, "batch length"]:
+    """What was passed to on(), if it is of this prompt.
+
+    Raises:
+        UnsupportedError: it is not.
+    """
+    ids = kwargs.get("input_ids")
+    prompt = (kwargs["inputs_embeds"][..., 0] if ids is None else ids).shape
+    whole = isinstance(placeholders, Tensor) and placeholders.dtype == torch.bool
+    if not whole or placeholders.shape != prompt:
+        got = list(placeholders.shape) if whole else type(placeholders).__name__
+        raise UnsupportedError(
+            f"placeholders= of on() is a bool tensor as long as the prompt, {list(prompt)}, True "
+            f"where visual tokens stand; got {got}."
+        )
+    return placeholders
 
 
 def _check_shown(

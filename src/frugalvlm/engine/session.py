@@ -72,11 +72,11 @@ def _session_here(host: Host) -> Session:
         open_ones = _SESSIONS.setdefault(host.model, [])
         for session in open_ones:
             if session.crew.here():
-                if session.crew.opener is threading.current_thread():
+                if session.crew.leads():
                     return session
                 raise UnsupportedError(
-                    "This thread was started inside a block on this model and belongs to it: open "
-                    "further blocks in the thread that opened that one."
+                    "This thread, or task of asyncio, was started inside a block on this model and "
+                    "belongs to it: open further blocks in the thread that opened that one."
                 )
         session = Session(host)
         open_ones.append(session)

@@ -145,6 +145,28 @@ class Subset:
         """Back to the longer sequence: what is gone shows the last survivor before it."""
         return _rows(values, self.landing.clamp(min=0))
 
+    def spread_maps(
+        self, maps: Float[Tensor, "batch heads queries keys"], prompt: bool
+    ) -> Float[Tensor, "batch heads all_queries all_keys"]:
+        """Attention maps of the longer sequence: no query attends to a key that is gone.
+
+        Args:
+            maps: keys are what stays, and whatever came behind it.
+            prompt: whether the queries are what stays, too; one that is gone shows the map of the
+                last survivor before it.
+        """
+        (batch, length), columns = self.landing.shape, self.columns.to(maps.device)
+        new = maps.shape[3] - columns.shape[1]
+        tail = torch.arange(length, length + new, device=maps.device).expand(batch, -1)
+        # One spare column swallows what stands at padding.
+        columns = torch.cat([columns.where(columns >= 0, length + new), tail], 1)[:, None, None]
+        wide = maps.new_zeros(*maps.shape[:3], length + new + 1)
+        wide = wide.scatter(3, columns.expand(maps.shape), maps)[..., :-1]
+        if not prompt:
+            return wide
+        rows = self.landing.to(maps.device).clamp(min=0)[:, None, :, None]
+        return wide.gather(2, rows.expand(-1, wide.shape[1], -1, wide.shape[3]))
+
 
 def _rows(
     values: Float[Tensor, "batch length width"], index: Int[Tensor, "batch kept"]

@@ -29,7 +29,7 @@ from frugalvlm.benchmarks.asking import Batches, answer_all
 from frugalvlm.benchmarks.base import mean_sheet
 from frugalvlm.checks import OptionError, check_present, check_whole
 from frugalvlm.errors import FrugalError
-from frugalvlm.paths import checkpoints_dir, repository
+from frugalvlm.paths import checkpoints_dir, command, repository
 from frugalvlm.pocket import recipe
 from frugalvlm.pocket.installed import HASHES, models_dir, save_vlm, verify, write_hashes
 from frugalvlm.pocket.models import build_model, build_processor, build_tokenizer, spec
@@ -93,7 +93,7 @@ def train_more(name: str, steps: int, folder: str = "", device: str = "cpu", see
     if not (installed / WORDS).is_file():
         raise TrainingError(
             f"{installed} was installed by an older version, which kept too little to go on with: "
-            f"run `invoke train --model {name}`."
+            f"run `{command(f'train --model {name}')}`."
         )
     before = json.loads((installed / LOG).read_text())
     known = [f.name for f in fields(Stage)]
@@ -132,7 +132,7 @@ def check(name: str, device: str = "cpu") -> str:
     if not path.is_file():
         raise TrainingError(
             f"There is nothing to compare with: {path} is missing; it is written when "
-            f"`invoke train --model {name}` installs the model."
+            f"`{command(f'train --model {name}')}` installs the model."
         )
     shipped = json.loads(path.read_text())
     here = first_steps(name, device, shipped["seed"])
@@ -187,7 +187,7 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
     log = _training_log(run)
     _write(made / LOG, log)
     save_file(_visual_words(run), made / WORDS)
-    console.print("Recording the first steps of every stage, for `invoke train --check` ...")
+    console.print(f"Recording the first steps of every stage, for `{command('train --check')}` ...")
     versions = {key: measure.describe("cpu")[key] for key in ("torch", "transformers")}
     losses = first_steps(name, "cpu", log["seed"])
     _write(made / CHECK, {"seed": log["seed"], **versions, "losses": losses})

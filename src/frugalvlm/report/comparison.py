@@ -24,10 +24,10 @@ from frugalvlm.digest import request_hash
 from frugalvlm.loading import model_hash
 from frugalvlm.methods import CONTROLS
 from frugalvlm.papers import all_papers
-from frugalvlm.paths import notebooks_dir, result_file, results_places, work_dir
+from frugalvlm.paths import command, notebooks_dir, result_file, results_places, work_dir
 from frugalvlm.pocket.installed import WeightsError
-from frugalvlm.report.comparison_runs import BASELINE, Run, family_of, method_labels
-from frugalvlm.report.display import facts_of, setting_lines
+from frugalvlm.report.comparison_runs import BASELINE, Run, family_of
+from frugalvlm.report.display import facts_of, method_labels, setting_lines
 from frugalvlm.report.notebooks import execute
 from frugalvlm.report.pages import relink
 from frugalvlm.runs import records as rec
@@ -95,7 +95,8 @@ class Comparison:
             asked = ", ".join(f"{k} {v}" for k, v in wanted.items() if v)
             raise NothingRecordedError(
                 f"Nothing is recorded{f' with {asked}' if asked else ' yet'}: run "
-                "`invoke reproduce --paper visionzip` or `invoke reproduce --all` first."
+                f"`{command('reproduce --paper visionzip')}` or `{command('reproduce --all')}` "
+                "first."
             )
         newest = {_frozen(rec.setting_of(r)): rec.created(r) for _, r in answered}
         chosen = max(settings, key=lambda s: (_installed(dict(s)), settings[s], newest[s]))
@@ -208,7 +209,7 @@ class Comparison:
                 lines.append({
                     "paper": paper.key, "cells": len(cells), "missing": len(gaps),
                     "cost": "recorded" if paper.key in timed else "missing",
-                    "command": f"invoke reproduce --paper {paper.key}{self._arguments()}",
+                    "command": command(f"reproduce --paper {paper.key}{self._arguments()}"),
                 })  # fmt: skip
         return pd.DataFrame(lines, columns=["paper", "cells", "missing", "cost", "command"])
 

@@ -12,8 +12,6 @@ import numpy as np
 from frugalvlm.benchmarks import stats
 from frugalvlm.benchmarks.stats import Estimate
 from frugalvlm.methods import CONTROLS, METHODS, VARIANTS, EncoderReducer, LayerReducer, Method
-from frugalvlm.papers import all_papers
-from frugalvlm.report.display import labels_of
 from frugalvlm.verdicts.ranking import RESAMPLES
 from frugalvlm.verdicts.scored import Scored
 
@@ -132,16 +130,6 @@ def method_of(energy: Mapping[str, Any]) -> str:
     """How an energy figure came about, part by part."""
     parts = [f"{part}: {how}" for part, how in energy.get("methods", {}).items() if how != "none"]
     return "; ".join(parts) or "none"
-
-
-def method_labels() -> dict[str, str]:
-    """What papers call methods; a paper's name for its own method comes first."""
-    names: dict[str, str] = {}
-    for paper in all_papers():
-        own = labels_of(paper)
-        names = own | names
-        names |= {k: v for k, v in own.items() if k == paper.key}
-    return names
 
 
 def _subclasses(cls: type) -> Iterable[type]:

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console, ConsoleOptions, Group
 
-from frugalvlm.papers import Budget, Column, LayoutModel, Paper, load_paper
+from frugalvlm.papers import Budget, Column, LayoutModel, Paper, all_papers, load_paper
 from frugalvlm.report.latex import latex_table
 from frugalvlm.report.terminal import Minor, fits, terminal_table
 from frugalvlm.runs.records import Record
@@ -252,6 +252,21 @@ def labels_of(paper: Paper | str | None) -> dict[str, str]:
     paper = load_paper(paper) if isinstance(paper, str) else paper
     layouts = sorted(paper.tables, key=lambda layout: "pocket" in layout.scales)
     return {row.method: row.label for t in layouts for row in t.rows} | dict(paper.labels)
+
+
+def method_labels() -> dict[str, str]:
+    """What papers call methods, by key; a paper's name for its own method comes first."""
+    names: dict[str, str] = {}
+    for paper in all_papers():
+        own = labels_of(paper)
+        names = own | names
+        names |= {k: v for k, v in own.items() if k == paper.key}
+    return names
+
+
+def method_label(key: str) -> str:
+    """What papers call one method; its key where none does."""
+    return method_labels().get(key, key)
 
 
 def name_of(paper: Paper | str) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from frugalvlm.door.beside import beside_runs, columns_beside, tables_beside
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.papers import Paper, all_papers, load_paper
+from frugalvlm.paths import check_writable, work_dir
 from frugalvlm.report.notebooks import execute_paper_notebook
 from frugalvlm.report.pages import relink
 from frugalvlm.reproduce.printed import print_closing, print_report, print_summary
@@ -57,6 +58,7 @@ def reproduce(
     tell_problems([key], scale, console)
     if scale == "pocket":
         Bench.of(key, options)  # what is missing is said before anything starts
+        check_writable(folder_of(key, scale))
         options = _from_now_on(options)
         _side_by_side(answer_parts(key, options), options, console)
     with progress(console) as reporter:
@@ -111,6 +113,7 @@ def reproduce_all(
         model_hash(
             options.model, options.revision
         )  # what is missing is said before anything starts
+        check_writable(work_dir() / scale)
         parts = [part for key in keys for part in answer_parts(key, options)]
         _side_by_side(parts, options, console)
     with progress(console) as reporter:

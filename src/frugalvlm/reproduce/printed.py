@@ -12,7 +12,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from frugalvlm.papers import ORIGINS, SCALES, Paper, all_papers, load_paper
-from frugalvlm.paths import work_dir
+from frugalvlm.paths import command, work_dir
 from frugalvlm.report import tables
 from frugalvlm.report.display import name_of
 from frugalvlm.report.terminal import terminal_table
@@ -126,8 +126,8 @@ def print_papers(console: Console | None = None) -> None:
         table.add_row(paper.key, title, f"{paper.arxiv}{version}", claims, where)
     console.print(table)
     console.print("Claims: of the paper/controls of this kit/true by construction.")
-    console.print("Reproduce one with: invoke reproduce --paper KEY [--scale pocket|blueprint]",
-                  highlight=False, markup=False)  # fmt: skip
+    how = f"{command('reproduce --paper KEY')} [--scale pocket|blueprint]"
+    console.print(f"Reproduce one with: {how}", highlight=False, markup=False)
 
 
 _HEADERS = {"holds in direction": "in\ndirec-\ntion", "not comparable": "not\ncompa-\nrable"}
@@ -183,7 +183,7 @@ def print_comparison(console: Console | None = None) -> None:
     made = records.newest_setting(r for own in found.values() for r in own)
     if not made:
         raise records.RecordError(
-            "Nothing is recorded yet: run `invoke reproduce --paper visionzip` first."
+            f"Nothing is recorded yet: run `{command('reproduce --paper visionzip')}` first."
         )
     for paper in all_papers():
         if not found[paper.key]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from frugalvlm.errors import FrugalError
 from frugalvlm.papers import load_paper
-from frugalvlm.paths import published_dir, work_dir
+from frugalvlm.paths import command, published_dir, work_dir
 from frugalvlm.report.pages import relink
 from frugalvlm.runs import records
 from frugalvlm.runs.records import Record, RecordError
@@ -47,7 +47,7 @@ def publish(scale: str, keys: Sequence[str]) -> list[Path]:
         if not _newest(_record_files(work_dir() / scale / key)):
             raise PublishError(
                 f"Nothing of '{key}' was run at the {scale} scale, so there is nothing to publish: "
-                f"run `invoke reproduce --paper {key} --scale {scale}` first."
+                f"run `{command(f'reproduce --paper {key} --scale {scale}')}` first."
             )
     return [file for key in keys for file in publish_folder(scale, key)]
 

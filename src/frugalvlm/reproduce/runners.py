@@ -11,6 +11,7 @@ from frugalvlm.door.papers import Bench, run_pocket
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import method_class
 from frugalvlm.papers import Budget, LayoutModel, Row, load_paper
+from frugalvlm.paths import command
 from frugalvlm.runs import records
 from frugalvlm.runs.blueprint import blueprint, count
 from frugalvlm.runs.identity import code_hash
@@ -35,7 +36,7 @@ def run_blueprint(
     if table is None:
         raise ScaleError(
             f"The costs of '{key}' are not counted at the blueprint scale yet; "
-            "`invoke papers` shows which papers are."
+            f"`{command('papers')}` shows which papers are."
         )
     check_methods(table)
     places = [place / "records" for place in folders_of(key, "blueprint")]

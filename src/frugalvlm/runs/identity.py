@@ -32,6 +32,7 @@ from frugalvlm.digest import request_hash
 from frugalvlm.errors import FrugalError
 from frugalvlm.hosts import Host
 from frugalvlm.methods import METHODS, VARIANTS, Method
+from frugalvlm.paths import command
 from frugalvlm.runs.records import Record, method_key
 
 __all__ = ["ALWAYS", "CodeError", "code_hash", "code_of", "of_other_code", "other_code_line"]
@@ -96,8 +97,8 @@ def other_code_line(records: Iterable[Record]) -> str:
         return ""
     return (
         f"{other} of {len(answered)} accuracy records were made by other code than this kit has "
-        "now, so its answers may differ from theirs: `invoke reproduce --paper KEY` makes them "
-        "anew."
+        "now, so its answers may differ from theirs: "
+        f"`{command('reproduce --paper KEY')}` makes them anew."
     )
 
 

@@ -13,6 +13,7 @@ from frugalvlm.methods.schedules import at_mean
 from frugalvlm.methods.trained import LearntError
 from frugalvlm.papers import Budget, Paper, Row, Table
 from frugalvlm.papers.classes import suggestion
+from frugalvlm.paths import command
 from frugalvlm.runs.guides import with_guide, with_learnt
 from frugalvlm.runs.options import Options
 from frugalvlm.views import BudgetError, Shape, UnsupportedError
@@ -32,7 +33,7 @@ def pocket_table(paper: Paper) -> Table:
         return paper.pocket_table
     raise ScaleError(
         f"The tables of '{paper.key}' are not reproduced at the pocket scale yet; "
-        "`invoke papers` shows which papers are."
+        f"`{command('papers')}` shows which papers are."
     )
 
 
@@ -48,7 +49,7 @@ def check_methods(table: Table) -> None:
             raise ScaleError(
                 f"Row '{row.method}' of layout '{table.id}' is none of the kit's methods"
                 f"{suggestion(row.method, known)}: correct it in the paper's YAML file, or add the "
-                f"method with `invoke new --method {row.method}`."
+                f"method with `{command(f'new --method {row.method}')}`."
             )
 
 

@@ -9,7 +9,6 @@ it, so a run that was killed continues where it stopped.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from filelock import SoftFileLock, Timeout
 
 from frugalvlm import measure
 from frugalvlm.digest import plain, request_hash
-from frugalvlm.errors import FrugalError
+from frugalvlm.errors import FrugalError, unwritable
 from frugalvlm.paths import project_root
 from frugalvlm.runs.schema import KINDS, SCHEMA, STATUSES, fault_of
 
@@ -67,6 +66,7 @@ Record = dict[str, Any]
 SETTING = ("scale", "model", "split", "n", "device", "dtype", "attn_implementation")
 # Clocks of two machines differ a little; a record from farther ahead has a wrong time.
 CLOCK_SLACK = timedelta(minutes=5)
+LONGEST = 150  # bytes of a file name in front of the hash; systems take 255 in all
 PACKAGES = ("frugalvlm", "torch", "transformers", "tokenizers", "datasets", "numpy", "pillow")
 
 
@@ -118,7 +118,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise RecordError(_unwritable(path, error)) from error
+        raise RecordError(unwritable(path, error)) from error
     finally:
         with suppress(OSError):  # it was renamed, or its folder cannot be
             temporary.unlink()
@@ -339,7 +339,8 @@ def record_name(request: Mapping[str, Any], code: str, machine: str) -> str:
     parts = [method.get("method"), request.get("budget"), request.get("benchmark")]
     readable = [str(p) for p in parts if p is not None] or [str(request.get("model", "run"))]
     readable = ["".join(c if c.isalnum() or c in "-_." else "-" for c in p) for p in readable]
-    return "--".join([*readable, request_hash([request, code, machine])])
+    head = "--".join(readable).encode()[:LONGEST].decode(errors="ignore")
+    return f"{head}--{request_hash([request, code, machine])}"
 
 
 def provenance(
@@ -448,7 +449,7 @@ class AnswerLog:
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise RecordError(_unwritable(self.path, error)) from error
+            raise RecordError(unwritable(self.path, error)) from error
         self._end = end + len(added)
 
     def clear(self) -> None:
@@ -468,7 +469,7 @@ class AnswerLog:
                 "until it is over, or end it, and run again."
             ) from error
         except OSError as error:
-            raise RecordError(_unwritable(self.path, error)) from error
+            raise RecordError(unwritable(self.path, error)) from error
 
     def _size(self) -> int:
         return self.path.stat().st_size if self.path.is_file() else 0
@@ -494,12 +495,6 @@ def clear_left_over(folder: Path) -> None:
 def _created(record: Record) -> tuple[datetime, str]:
     # The hash decides between records of one second, so that the order is the same everywhere.
     return created(record), request_hash(record["request"])
-
-
-def _unwritable(path: Path, error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"No space left for {path}; nothing was written: free some space and run again."
-    return f"Cannot write {path} ({error.strerror or error}): check the folder's permissions."
 
 
 def _commit() -> tuple[str | None, bool | None]:

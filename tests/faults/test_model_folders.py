@@ -3,11 +3,14 @@
 import json
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from frugalvlm import loading
+from frugalvlm.checks import OptionError
 from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.pocket.installed import HASHES, WeightsError, models_dir, save_vlm, verify
 from frugalvlm.pocket.models import build_model, build_processor
@@ -89,6 +92,15 @@ HARMS = {
     "a layer that is not there": (_configured(vision_feature_layer=99), "reads layer 99"),
     "one too low": (_configured(vision_feature_layer=-40), "reads layer -40"),
     "one of a list": (_configured(vision_feature_layer=[1, 99]), "another shape|reads layer 99"),
+    "no number for one": (
+        _configured(text_config__rms_norm_eps="x"), r"rms_norm_eps': \S+",
+    ),
+    "heads that do not divide": (
+        _configured(text_config__num_attention_heads=3), r"validate_architecture': \S+",
+    ),
+    "an unknown activation": (_configured(text_config__hidden_act="magic"), "'magic'"),
+    "another decoder": (_configured(text_config__model_type="gpt2"), "no weights for"),
+    "fewer words": (_configured(text_config__vocab_size=10), "another shape"),
     "a word for a layer": (_configured(vision_feature_layer="last"), "not hold a loadable model"),
     "another placeholder": (_configured(image_token_index=7), "puts pictures at token 7"),
     "no configuration": (_removed("config.json"), "does not hold a loadable model"),
@@ -119,6 +131,48 @@ def test_the_unharmed_folder_loads(folder):
     assert all(torch.equal(own[key], value) for key, value in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a b/c d",
+        "../x",
+        "a/b\nc",
+        "a/\ud800",
+        "a/\0",
+        "a/b/c",
+        "nonsense",
+        "~",
+        ".",
+        "-/-",
+        "a/b.git",
+    ],
+)
+@pytest.mark.parametrize("read", [load_vlm, model_hash])
+def test_what_is_no_name_of_a_model_is_refused_at_once(name, read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(loading, "_hub_answers", None)  # nobody may be asked
+    with pytest.raises(
+        WeightsError, match=r"no Hub id of the form|holds no \*\.safetensors"
+    ) as error:
+        read(name)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", ["int4", "", "magic", torch.int8, 16, "load", float])
+def test_types_that_weights_cannot_have(dtype, folder):
+    with pytest.raises(OptionError, match=r"dtype is a float type such as torch\.bfloat16"):
+        load_vlm(str(folder), dtype=dtype)
+
+
+def test_types_by_name(folder):
+    assert load_vlm(str(folder), dtype="float16")[0].dtype == torch.float16
+
+
+def test_a_kernel_that_is_not_installed_is_named(folder):
+    with pytest.raises(WeightsError, match=r"FlashAttention2.*another attn_implementation"):
+        load_vlm(str(folder), attn_implementation="flash_attention_2")
+
+
 def test_a_refusal_prints_no_report(folder, capfd):
     _configured(text_config__num_hidden_layers=lambda n: n + 1)(folder)
     with pytest.raises(WeightsError):
@@ -132,6 +186,36 @@ def test_a_revision_belongs_to_the_hub(read, folder):
         read(str(folder), revision="main")
     with pytest.raises(WeightsError, match="is an embedded model, which has no revision 'v2'"):
         read("pocket-llava-base", revision="v2")
+
+
+@pytest.mark.parametrize("where", ["on the Hub", "in the cache"])
+def test_a_pickle_of_the_hub_is_refused_for_what_it_is(where, folder, tmp_path, monkeypatch):
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(loading, "_hub_answers", lambda: where == "on the Hub")
+    if where == "on the Hub":
+        said = (
+            "some/model does not appear to have a file named model.safetensors or "
+            "model.safetensors.index.json and thus cannot be loaded with `safetensors`."
+        )
+        kind = loading.AutoModelForImageTextToText
+        monkeypatch.setattr(kind, "from_pretrained", lambda *a, **b: _raise(OSError(said)))
+    else:
+        own = cache / "models--some--model"
+        _pickled(folder)
+        shutil.copytree(folder, own / "snapshots" / "0123")
+        (own / "refs").mkdir()
+        (own / "refs" / "main").write_text("0123")
+    with pytest.raises(WeightsError, match=r"as pickles alone.*only safetensors are loaded"):
+        load_vlm("some/model")
+    monkeypatch.undo()
+    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
+    with pytest.raises(WeightsError, match="hf download some/other"):
+        load_vlm("some/other")
+
+
+def _raise(error):
+    raise error
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,8 @@ WRONG = [
     (("train", "--method", "dyvte", "--model", "llava-hf/llava-1.5-7b-hf"), "no embedded model"),
     (("train", "--method", "dyvte", "--check"), "leave them out with --method"),
     (("bench", "--device", "x"), "cpu, cuda"),
+    (("test", "--faults", "--all"), "leave --only and --all out"),
+    (("test", "--faults", "--only", "tests/cli"), "leave --only and --all out"),
     (("new",), "either --method"),
 ]
 
