@@ -81,7 +81,8 @@ def scienceqa(_: str) -> tuple[list[dict], Features]:
 
 def textvqa(_: str) -> tuple[list[dict], Features]:
     rows = [
-        {"image_id": f"{i // 2:016x}", "question_id": 34600 + i, "question": f"what does sign {i} say?",
+        {"image_id": f"{i // 2:016x}", "question_id": 34600 + i,
+         "question": f"what does sign {i} say?",
          "image": picture(i // 2), "answers": [f"stop {i}"] * 4 + ["go"] * 6,
          "ocr_tokens": ["STOP", str(i)], "set_name": "val"}
         for i in range(4)
@@ -117,7 +118,8 @@ def mmbench(config: str) -> tuple[list[dict], Features]:
             number = base + 1_000_000 * turn
             rows.append(
                 {"index": str(number) if config == "en" else number, "question": f"What is {base}?",
-                 "hint": ("nan", "Look at it.")[base == 252], "answer": "ABC"[turned.index("a cat")],
+                 "hint": ("nan", "Look at it.")[base == 252],
+                 "answer": "ABC"[turned.index("a cat")],
                  **dict(zip("ABC", turned, strict=True)), "D": "nan", "image": picture(base),
                  "category": "identity", "source": "x", "L2-category": "finegrained", "comment": "",
                  "split": "dev"}

@@ -39,8 +39,8 @@ TOLD: dict[str, Any] = {  # each task's own settings, of its YAML file
 # lmms-eval writes these questions with a capital first letter and all others small.
 CAPITAL = {"textvqa", "textvqa-plain", "vizwiz"}
 SHAPES = (
-    "{}", "{}.", " {} ", "The answer is {}", "{} or so", "", "Yes", "no", "No, it is not.", "A", "B.",
-    "the {}", "2", "two", "go", "unanswerable",
+    "{}", "{}.", " {} ", "The answer is {}", "{} or so", "", "Yes", "no", "No, it is not.", "A",
+    "B.", "the {}", "2", "two", "go", "unanswerable",
 )  # fmt: skip
 
 
@@ -124,6 +124,8 @@ def test_gqa_is_lmms_evals_exact_match(offline):
                      ignore_punctuation=True)["exact_match"]
             for a, r in zip(said, rows, strict=True)
         ]  # fmt: skip
-        assert OFFICIAL["gqa"].sheet(rows, [a.strip() for a in said]).correct.tolist() == (
-            pytest.approx([float(x) for x in theirs])
-        ) or shape != shape.strip()
+        assert (
+            OFFICIAL["gqa"].sheet(rows, [a.strip() for a in said]).correct.tolist()
+            == (pytest.approx([float(x) for x in theirs]))
+            or shape != shape.strip()
+        )

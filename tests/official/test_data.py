@@ -51,11 +51,15 @@ def test_rows_carry_the_papers_prompt_and_a_picture(name, offline):
 
 
 def test_hints_stand_before_questions(offline):
-    assert OFFICIAL["scienceqa"].dataset("test", 0)[1]["question"].startswith(
-        "Context: Look at it.\nWhich is 1?\nA. one"
+    assert (
+        OFFICIAL["scienceqa"]
+        .dataset("test", 0)[1]["question"]
+        .startswith("Context: Look at it.\nWhich is 1?\nA. one")
     )
-    assert OFFICIAL["mmbench"].dataset("test", 0)[2]["question"].startswith(
-        "Look at it.\nWhat is 252?\nA. a cat"
+    assert (
+        OFFICIAL["mmbench"]
+        .dataset("test", 0)[2]["question"]
+        .startswith("Look at it.\nWhat is 252?\nA. a cat")
     )
 
 
