@@ -32,7 +32,8 @@ def papers(c: Context):
         "paper": "key of the paper, see `invoke papers`",
         "all_": "every paper that runs at this scale, sharing what can be shared",
         "scale": "pocket (laptop), blueprint (counted costs) or full (Hub weights, GPU)",
-        "n": "questions per benchmark; default: 200 for one paper, 100 for all; published: 300",
+        "n": "questions per benchmark; default: 200 for one paper, 100 for all; published: 300; "
+        "at the full scale 500, and 0 for all there are",
         "benchmarks": "ids of benchmarks, separated by commas; default: all",
         "budgets": "how many of the table's budgets, the first ones; default: all",
         "model": "embedded model, folder or Hub id",
@@ -41,18 +42,37 @@ def papers(c: Context):
         "repeats": "rounds of the time measurement, at least 2",
         "force": "run again although complete records exist",
         "publish": "copy the records and pages to results/",
+        "plan": "at the full scale: only say what would be fetched and asked, and for how long",
+        "table": "at the full scale: which of the paper's tables; default: the first one",
+        "batch": "at the full scale: questions asked at once; default: as many as fit",
     }
 )
 def reproduce(
     c: Context, paper=None, all_=False, scale=None, n=None, benchmarks=None, budgets=None,
-    model=None, revision=None, device=None, repeats=None, force=False, publish=False,
+    model=None, revision=None, device=None, repeats=None, force=False, publish=False, plan=False,
+    table=None, batch=None,
 ):  # fmt: skip
     """Reproduce a paper's tables, or all of them: runs, verdicts, executed notebook, HTML page."""
     _frugalvlm(
         "reproduce", paper=paper, all_=all_, scale=scale, n=n, benchmarks=benchmarks,
         budgets=budgets, model=model, revision=revision, device=device, repeats=repeats,
-        force=force, publish=publish,
+        force=force, publish=publish, plan=plan, table=table, batch=batch,
     )  # fmt: skip
+
+
+@task(
+    help={
+        "paper": "key of the paper",
+        "table": "which of its tables; default: the first one",
+        "benchmarks": "ids of official benchmarks, separated by commas; default: all of the table",
+        "model": "Hub id in the place of the paper's checkpoint",
+        "revision": "branch, tag or commit of that model",
+    }
+)
+def fetch(c: Context, paper=None, table=None, benchmarks=None, model=None, revision=None):
+    """Fetch what a paper needs at the full scale: checkpoint and official benchmarks."""
+    _frugalvlm("fetch", paper=paper, table=table, benchmarks=benchmarks, model=model,
+               revision=revision)  # fmt: skip
 
 
 @task(

@@ -99,6 +99,17 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--repeats", metavar="N", help="rounds of the time measurement, at least 2")
     own.add_argument("--force", action="store_true", help="run again although there are records")
     own.add_argument("--publish", action="store_true", help="copy records and pages to results/")
+    own.add_argument("--plan", action="store_true", help="at the full scale: only say what would "
+                     "be fetched and asked, and for how long")  # fmt: skip
+    own.add_argument("--table", metavar="ID", help="at the full scale: which of its tables")
+    own.add_argument("--batch", metavar="N", help="at the full scale: questions asked at once")
+    own = verb("fetch", _fetch, "Fetch what a paper needs at the full scale: checkpoint and "
+               "official benchmarks.")  # fmt: skip
+    own.add_argument("--paper", metavar="KEY", required=True, help="key of the paper")
+    own.add_argument("--table", metavar="ID", help="which of its tables; default: the first one")
+    own.add_argument("--benchmarks", metavar="A,B", help="ids of benchmarks; default: all")
+    own.add_argument("--model", help="Hub id in the place of the paper's checkpoint")
+    own.add_argument("--revision", help="branch, tag or commit of that model")
     own = verb("compare", _compare, "Compare methods at token budgets (--methods), or set all "
                "that is recorded side by side.")  # fmt: skip
     own.add_argument("--methods", metavar="A,B", help="keys of methods, as fastv,visionzip")
@@ -163,6 +174,12 @@ def _reproduce(given: argparse.Namespace) -> None:
         raise OptionError(f"Give either --paper KEY (`{command('papers')}` lists them) or --all.")
     if given.scale not in SCALES:
         raise OptionError(f"Unknown scale '{given.scale}': pocket, blueprint or full.")
+    if given.scale == "full":
+        _reproduce_full(given)
+        return
+    for name in ("plan", "table", "batch"):
+        if getattr(given, name):
+            raise OptionError(f"--{name} is for the full scale: leave it out, or add --scale full.")
     if given.scale == "blueprint":
         _refuse_with_blueprint(given)
     numbers = {
@@ -191,6 +208,44 @@ def _reproduce(given: argparse.Namespace) -> None:
         keys = study.runnable(given.scale) if given.all else [given.paper]
         made = _from("reproduce.publish").publish(given.scale, keys)
         print(f"Published {len(made)} files in {project_root() / 'results' / given.scale}")
+
+
+def _reproduce_full(given: argparse.Namespace) -> None:
+    if given.all:
+        raise OptionError("At the full scale papers are reproduced one by one: give --paper KEY.")
+    if given.repeats is not None:
+        raise OptionError("--repeats has no effect at the full scale, which measures no time.")
+    if given.publish:
+        project_root()
+    told = {
+        "n": _whole("-n", given.n, 0),
+        "budgets": _whole("--budgets", given.budgets),
+        "batch": _whole("--batch", given.batch),
+        "device": None if given.device is None else check_present(given.device),
+        "force": given.force or None,
+        **_full_names(given),
+    }
+    study = _from("reproduce.command")
+    options = _full_options(told)
+    study.reproduce(given.paper, "full", options, plan=given.plan)
+    if given.publish and not given.plan:
+        made = _from("reproduce.publish").publish("full", [given.paper])
+        print(f"Published {len(made)} files in {project_root() / 'results' / 'full'}")
+
+
+def _fetch(given: argparse.Namespace) -> None:
+    _from("reproduce.fetch").fetch(given.paper, _full_options(_full_names(given)))
+
+
+def _full_names(given: argparse.Namespace) -> dict[str, Any]:
+    """What tells which table, columns and checkpoint are meant."""
+    names = _listed("--benchmarks", given.benchmarks)
+    told = {name: getattr(given, name) for name in ("table", "model", "revision")}
+    return {**told, "benchmarks": None if names is None else tuple(names)}
+
+
+def _full_options(told: dict[str, Any]) -> Any:
+    return _from("runs.full").FullOptions(**{k: v for k, v in told.items() if v is not None})
 
 
 def _refuse_with_blueprint(given: argparse.Namespace) -> None:

@@ -198,10 +198,10 @@ def _locate(name: str, revision: str | None) -> tuple[str, dict[str, Any]]:
     if Path(name).is_dir():
         return name, {"local_files_only": True}
     # Without a network the cache alone is asked: otherwise every file is retried for half a minute.
-    return name, {"revision": revision, "local_files_only": not _hub_answers()}
+    return name, {"revision": revision, "local_files_only": not hub_answers()}
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the Hub can be reached: one request, no retries."""
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return False

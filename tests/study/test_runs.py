@@ -216,7 +216,7 @@ def test_damaged_weights_are_named_with_the_remedy(harm, folder, tmp_path):
 
 
 def test_a_hub_model_out_of_reach_says_what_it_needs(monkeypatch):
-    monkeypatch.setattr("frugalvlm.loading._hub_answers", lambda: False)
+    monkeypatch.setattr("frugalvlm.loading.hub_answers", lambda: False)
     with pytest.raises(WeightsError, match=r"hf download llava-hf/llava-1.5-7b-hf.*14 GB.*16 GB"):
         load_vlm("llava-hf/llava-1.5-7b-hf", revision="main")
     with pytest.raises(WeightsError, match="Known: pocket-llava-base"):

@@ -22,7 +22,11 @@ BATCH_SIZE = 32
 class Batches:
     """A benchmark's questions, tokenised and padded once, the same for every method.
 
-    `towers` holds what each model's vision tower made of the pictures (see `tower_once`).
+    Attributes:
+        towers: what each model's vision tower made of the pictures (see `tower_once`).
+        size: questions of a batch.
+        request: what records say of the questions beside the benchmark's name.
+        code: modules that decide the answers, beside those that always do.
 
     Raises:
         UnsupportedError: the questions are about clips, and the processor takes none.
@@ -39,6 +43,9 @@ class Batches:
         self.ids: list[str] = [row["question_id"] for row in self.rows]
         self.data_hash = request_hash(self.rows)
         self.towers: WeakKeyDictionary[PreTrainedModel, dict[bytes, Tensor]] = WeakKeyDictionary()
+        self.size = BATCH_SIZE
+        self.request: dict[str, str] = {}
+        self.code: tuple[str, ...] = ()
 
     @cached_property
     def batches(self) -> list[tuple[list[str], dict[str, Any]]]:
@@ -53,6 +60,10 @@ class Batches:
             )
             for part in chunks(order, BATCH_SIZE)
         ]  # fmt: skip
+
+    def kept(self, model: PreTrainedModel) -> dict[bytes, Tensor]:
+        """What the vision tower of a model made of the pictures, to be added to."""
+        return self.towers.setdefault(model, {})
 
     def pending(self, done: dict[str, str | None]) -> Iterable[tuple[list[str], dict]]:
         """Batches with a question that is not answered yet."""

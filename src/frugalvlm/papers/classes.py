@@ -299,6 +299,7 @@ class LayoutModel(_Described):
     Attributes:
         name: as the CSV calls it.
         hub: its id on the Hugging Face Hub.
+        revision: the commit of it; null: the newest one when it is fetched.
         tokens: visual tokens per image, of all crops together.
         budgets: one block of the table each, the largest first.
         crops: per image.
@@ -311,10 +312,19 @@ class LayoutModel(_Described):
     budgets: tuple[Budget, ...]
     crops: int = 1
     pocket_tokens: int | None = None
+    revision: str | None = None
 
     def fraction(self, budget: Budget) -> Fraction:
         """The share of the visual tokens that ``budget`` keeps."""
         return Fraction(budget.paper_tokens, self.tokens)
+
+    def at(self, budget: Budget, patches: int) -> int:
+        """What ``budget`` means, per crop, to a checkpoint with so many patches per crop.
+
+        The paper's count at the paper's own patches, and the same share at any other number.
+        """
+        own, whole = budget.per_crop or budget.paper_tokens, self.tokens // self.crops
+        return own if patches == whole else max(1, round(Fraction(own, whole) * patches))
 
     def kept(self, budget: Budget, patches: int) -> int | None:
         """What ``budget`` means, per crop, to a small model with so many patches per crop.

@@ -167,7 +167,7 @@ def budget_at(budget: Budget, scale: str, model: LayoutModel, total: int) -> int
     """The number of visual tokens per crop, of `total`, that a layout's budget means at a scale."""
     if scale == "pocket":
         return model.kept(budget, total)
-    return budget.per_crop or budget.paper_tokens
+    return model.at(budget, total)
 
 
 def total_at(model: LayoutModel, scale: str) -> int:

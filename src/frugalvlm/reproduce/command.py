@@ -9,28 +9,33 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from frugalvlm.door.beside import beside_runs, columns_beside, tables_beside
-from frugalvlm.loading import load_vlm, model_hash
-from frugalvlm.papers import Paper, all_papers, load_paper
+from frugalvlm.loading import model_hash
+from frugalvlm.papers import all_papers, load_paper
 from frugalvlm.paths import check_writable, work_dir
 from frugalvlm.report.notebooks import execute_paper_notebook
 from frugalvlm.report.pages import relink
+from frugalvlm.reproduce.full import reproduce_full
 from frugalvlm.reproduce.printed import print_closing, print_report, print_summary
 from frugalvlm.reproduce.problems import tell_problems
 from frugalvlm.reproduce.progress import Bars, progress
 from frugalvlm.reproduce.runners import RUNNERS, Bench
 from frugalvlm.reproduce.side_by_side import Part, processes, side_by_side
-from frugalvlm.runs.layout import ScaleError, pocket_table
-from frugalvlm.runs.options import POCKET_MODEL, Options, folder_of
+from frugalvlm.runs.full import FullOptions
+from frugalvlm.runs.layout import ScaleError
+from frugalvlm.runs.options import Options, folder_of
 from frugalvlm.runs.setting import Reporter
 from frugalvlm.studies import study_of
 
 
 def reproduce(
-    key: str, scale: str = "pocket", options: Options | None = None, console: Console | None = None
+    key: str,
+    scale: str = "pocket",
+    options: Options | FullOptions | None = None,
+    console: Console | None = None,
+    plan: bool = False,
 ) -> Path:
     """Everything behind `invoke reproduce`: runs, tables, verdicts, notebook, page.
 
@@ -40,8 +45,9 @@ def reproduce(
     Args:
         key: the paper.
         scale: "pocket", "blueprint" or "full".
-        options: sizes and device.
+        options: sizes and device; FullOptions at the full scale.
         console: where tables and progress go.
+        plan: at the full scale, only say what would be fetched and asked, and how long it takes.
 
     Returns:
         The folder of the results.
@@ -49,10 +55,11 @@ def reproduce(
     Raises:
         UnknownPaperError, ScaleError, WeightsError, LostProcessError: each with the remedy.
     """
-    options, console = options or Options(), console or Console()
-    paper = load_paper(key)
+    console, paper = console or Console(), load_paper(key)
     if scale == "full":
-        _full(paper, options)
+        told = options if isinstance(options, FullOptions) else FullOptions()
+        return reproduce_full(key, told, console, plan)
+    options = options if isinstance(options, Options) else Options()
     if scale not in RUNNERS:
         raise ScaleError(f"Unknown scale '{scale}': pocket, blueprint or full.")
     tell_problems([key], scale, console)
@@ -171,23 +178,3 @@ def _side_by_side(parts: Sequence[Part], options: Options, console: Console) -> 
     with progress(console) as overall:
         reporters = [Bars(overall.bar) for _ in range(processes(options.device))]
         side_by_side(parts, partial(do_part, options), reporters, overall)
-
-
-def _full(paper: Paper, options: Options) -> None:
-    """The full scale: real checkpoints load by Hub id, folder or revision.
-
-    Raises:
-        WeightsError: weights are not here; says what to fetch and what they need.
-        ScaleError: weights are here, but the official benchmarks are not part of this version.
-    """
-    hub = options.model
-    if hub == POCKET_MODEL:
-        alone = study_of(paper.key).analysis and not paper.tables
-        hub = "llava-hf/llava-1.5-7b-hf" if alone else pocket_table(paper).model.hub
-    if options.device == "cpu" and torch.cuda.is_available():
-        options = Options(**{**vars(options), "device": "cuda"})
-    load_vlm(hub, revision=options.revision, device=options.device)
-    raise ScaleError(
-        f"{hub} loads, but the official benchmarks are not wired up yet; use the model with the "
-        "methods directly (see README, 'Use a method'), or --scale pocket."
-    )

@@ -14,7 +14,9 @@ import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
 from frugalvlm.benchmarks import Benchmark, asking, load_benchmark, stats
-from frugalvlm.benchmarks.asking import BATCH_SIZE, Batches
+from frugalvlm.benchmarks.asking import Batches
+from frugalvlm.benchmarks.official import Official
+from frugalvlm.benchmarks.official.asking import Streamed
 from frugalvlm.engine.tower_once import tower_once
 from frugalvlm.hosts import host_for
 from frugalvlm.methods import Method
@@ -65,8 +67,8 @@ def _batches(benchmark: str, processor: ProcessorMixin, split: str, n: int, devi
 def accuracy_run(
     setting: Setting,
     model: PreTrainedModel,
-    benchmark: Benchmark,
-    batches: Batches,
+    benchmark: Benchmark | Official,
+    batches: Batches | Streamed,
     method: Method,
     budget: int,
     reporter: Reporter,
@@ -84,21 +86,8 @@ def accuracy_run(
         reporter: told of every answered question.
         method_for: `method` for a batch of question ids, where it must know them (an oracle).
     """
-    request = {
-        "scale": setting.scale,
-        "model": setting.model_name,
-        "method": method.describe(),
-        "budget": budget,
-        "benchmark": benchmark.id,
-        "split": setting.split,
-        "n": setting.n,
-        "max_new_tokens": benchmark.max_new_tokens,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "attn_implementation": model.config._attn_implementation,
-        "device": torch.device(setting.device).type,
-        "batch_size": BATCH_SIZE,
-    }
-    code = code_of(method, host_for(model))
+    request = _request(setting, model, benchmark, batches, method, budget)
+    code = code_of(method, host_for(model), *batches.code)
     found = find_run(setting, "accuracy", request, code, batches.data_hash)
     reporter.start(f"{benchmark.id}: {method.key} {budget}", len(batches.rows))
     if found is not None:
@@ -152,11 +141,54 @@ def accuracy_run(
     return record
 
 
+def recorded(
+    setting: Setting,
+    model: PreTrainedModel,
+    benchmark: Benchmark | Official,
+    batches: Batches | Streamed,
+    method: Method,
+    budget: int,
+) -> int:
+    """How many of a run's answers are there already; arguments as for `accuracy_run`."""
+    request = _request(setting, model, benchmark, batches, method, budget)
+    code = code_of(method, host_for(model), *batches.code)
+    if find_run(setting, "accuracy", request, code, batches.data_hash) is not None:
+        return len(batches.rows)
+    file = setting.folder / f"{run_name(setting, request, code)}.answers.jsonl"
+    return len(records.AnswerLog(file, request, code, setting.model_hash).read())
+
+
+def _request(
+    setting: Setting,
+    model: PreTrainedModel,
+    benchmark: Benchmark | Official,
+    batches: Batches | Streamed,
+    method: Method,
+    budget: int,
+) -> dict[str, Any]:
+    """What a run is asked for, as its record says."""
+    return {
+        "scale": setting.scale,
+        "model": setting.model_name,
+        "method": method.describe(),
+        "budget": budget,
+        "benchmark": benchmark.id,
+        "split": setting.split,
+        "n": setting.n,
+        "max_new_tokens": benchmark.max_new_tokens,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "attn_implementation": model.config._attn_implementation,
+        "device": torch.device(setting.device).type,
+        "batch_size": batches.size,
+        **batches.request,
+    }
+
+
 def _ask(
     log: records.AnswerLog,
     model: PreTrainedModel,
-    benchmark: Benchmark,
-    batches: Batches,
+    benchmark: Benchmark | Official,
+    batches: Batches | Streamed,
     method_for: Callable[[list[str]], Method],
     adaptive: bool,
     reporter: Reporter,
@@ -164,7 +196,7 @@ def _ask(
     """The answers by question id, those of a log included, and the visual tokens that were kept."""
     done, kept = log.read(), _KeptTokens()
     reporter.advance(len(done))
-    with tower_once(model, batches.towers.setdefault(model, {})):
+    with tower_once(model, batches.kept(model)):
         for ids, inputs in batches.pending(done):
             with method_for(ids).on(model) as trace:
                 answers = asking.answer(model, batches.processor, inputs, benchmark.max_new_tokens)

@@ -49,6 +49,8 @@ ALWAYS = (
     "methods.base", "benchmarks", "pocket.scenes", "pocket.questions", "pocket.clips",
     "pocket.onevision", "runs.accuracy",
 )  # fmt: skip
+# A room in one of these rooms, on which only who names it depends.
+APART = ("benchmarks.official",)
 SHOWN = {"plot", "__repr__", "__str__", "_repr_html_"}  # draws or prints; decides nothing
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
@@ -57,17 +59,19 @@ class CodeError(FrugalError, ValueError):
     """Code whose source cannot be had, or that does not exist; the message names the remedy."""
 
 
-def code_of(method: Method, host: Host | None = None) -> str:
+def code_of(method: Method, host: Host | None = None, *more: str) -> str:
     """Identity of all code that decides a method's answers.
 
     Args:
         method: the method.
         host: of the model that answers; default: one of the embedded models'.
+        more: modules that decide them, too, such as an official benchmark's.
 
     Raises:
         CodeError: the source of the method's class cannot be had.
     """
-    return code_hash(method) if host is None else code_hash(type(host).__module__, method)
+    own = () if host is None else (type(host).__module__,)
+    return code_hash(*own, method, *more)
 
 
 def of_other_code(records: Iterable[Record]) -> list[Record]:
@@ -244,9 +248,11 @@ def _is_foreign(module: str) -> bool:
 @lru_cache(maxsize=256)
 def _files(name: str) -> tuple[Path, ...]:
     """The files of a module, or of a room and all rooms in it."""
-    path = Path(__file__).resolve().parents[1].joinpath(*name.split("."))
+    root = Path(__file__).resolve().parents[1]
+    path = root.joinpath(*name.split("."))
     if path.is_dir():
-        return tuple(sorted(path.rglob("*.py")))
+        apart = {root.joinpath(*a.split(".")) for a in APART if not f"{name}.".startswith(f"{a}.")}
+        return tuple(f for f in sorted(path.rglob("*.py")) if not apart & set(f.parents))
     if path.with_suffix(".py").is_file():
         return (path.with_suffix(".py"),)
     raise CodeError(f"There is no module or room '{name}' in {PACKAGE}, so it has no identity.")
