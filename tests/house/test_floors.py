@@ -27,6 +27,7 @@ FLOORS = (
     ("benchmarks",),
     ("runs",),
     ("verdicts",),
+    ("carbon",),
     ("report",),
     ("studies", "probes", "bench"),
     ("door",),
