@@ -50,7 +50,7 @@ def test_the_interval_takes_the_worst_corners():
     corners = [o / (i - e) for o in (90, 120) for e in (0.5, 1.5) for i in (2.5, 3.5)]
     assert found.questions.low == pytest.approx(min(corners))
     assert found.questions.high == pytest.approx(max(corners))
-    assert str(found) == "from 50 questions on [30, 120]"
+    assert str(found) == "from question 50 [30, 120] on"
 
 
 def test_a_saving_that_may_be_nothing_leaves_the_upper_end_open():

@@ -2,6 +2,7 @@
 
 import json
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -137,8 +138,6 @@ def test_without_energy_seconds_and_flops_are_left():
 def _slow(base, tuned, joules, millions, resamples, kind):
     """The bootstrap written out: loops, a sort, and the two draws of the implementation."""
     n, seeds = len(base), len(tuned)
-    import zlib
-
     places = np.random.default_rng([0, zlib.crc32(b"cegi")]).integers(n, size=(resamples, n))
     chosen = np.random.default_rng([0, 1]).integers(seeds, size=(resamples, seeds))
     values = []

@@ -16,7 +16,7 @@ from frugalvlm.carbon.break_even import (
     lost_per_saved,
     marginal,
 )
-from frugalvlm.carbon.figure import CarbonError, Figure, figure_of
+from frugalvlm.carbon.figure import CarbonError, Figure, difference, figure_of, product_of
 from frugalvlm.carbon.index import Cegi, cegi, lora_parameters, trainable_parameters
 from frugalvlm.carbon.ranks import agreement, by_grid, by_parameters, greener, ranking
 from frugalvlm.carbon.spent import Spent, spent_of
@@ -33,11 +33,13 @@ __all__ = [
     "by_grid",
     "by_parameters",
     "cegi",
+    "difference",
     "figure_of",
     "greener",
     "lora_parameters",
     "lost_per_saved",
     "marginal",
+    "product_of",
     "ranking",
     "spent_of",
     "trainable_parameters",

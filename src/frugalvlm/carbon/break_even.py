@@ -49,12 +49,17 @@ class BreakEven:
         """The first whole number of questions at which it is no dearer."""
         return None if self.questions.value is None else math.ceil(self.questions.value)
 
+    @property
+    def numbers(self) -> str:
+        """That number and its interval; "never" where it does not come."""
+        if self.whole is None:
+            return "never"
+        return f"{self.whole:,} [{_count(self.questions.low)}, {_count(self.questions.high)}]"
+
     def __str__(self) -> str:
         if self.whole is None:
             return self.questions.reason
-        low, high = self.questions.low, self.questions.high
-        ends = f"{_count(low)}, {'no end' if high is None else _count(high)}"
-        return f"from {self.whole:,} questions on [{ends}]"
+        return f"from question {self.numbers} on"
 
 
 def break_even(
