@@ -128,6 +128,7 @@ COMPUTED = {
     "sgl": {"pocket", "blueprint"},
     "fastervlm": {"pocket", "blueprint"},
     "aim": {"pocket", "blueprint"},
+    "cegi": {"pocket"},
 }
 
 

@@ -105,8 +105,7 @@ def figure_of(amount: Amount, name: str = "the amount") -> Figure:
     values = numbers_of(amount, name).ravel()
     if len(values) == 1:
         return Figure.exact(float(values[0]))
-    mean, low, high = mean_interval(values)
-    return Figure(float(mean), float(low), float(high))
+    return Figure(*map(float, mean_interval(values)))
 
 
 def numbers_of(amount: Any, name: str) -> np.ndarray:

@@ -113,16 +113,16 @@ def paradox_table(results: Mapping[str, Cegi]) -> Table:
 
 def paradox_plot(results: Mapping[str, Cegi]) -> Drawing:
     """The index and the emission per percent over the trainable parameters, both from 1."""
-    first = next(iter(results.values()))
-    millions = [r.parameters_m for r in results.values()]
+    first, frame = next(iter(results.values())), _frame(results)
+    millions = list(frame["parameters_m"])
     lines = {
-        "CEGI = E / (G P)": [r.value / first.value for r in results.values()],  # type: ignore[operator]
-        "E / G": [r.per_percent["carbon"].value / first.per_percent["carbon"].value  # type: ignore[operator]
-                  for r in results.values()],
-        "1 / P, with E and G fixed": list(
-            carbon.by_parameters(first, millions)["index"] / first.value
-        ),
-    }  # fmt: skip
+        name: list(values / values.iloc[0])
+        for name, values in {
+            "CEGI = E / (G P)": frame["index"],
+            "E / G": frame["per_percent"],
+            "1 / P, with E and G fixed": carbon.by_parameters(first, millions)["index"],
+        }.items()
+    }
     figure, ax = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
     for (label, values), marker, color in zip(
         lines.items(), MARKERS, colors_of(list(lines)).values(), strict=False
