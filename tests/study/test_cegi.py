@@ -77,7 +77,8 @@ def test_the_record_holds_scores_and_costs_of_whole_answers(made):
 
 def test_a_record_that_is_there_is_used_again(made):
     _, bench, record = made
-    assert bench.analysis(Silent()) == [record]
+    [again] = bench.analysis(Silent())
+    assert json.loads(json.dumps(record["tasks"])) == again["tasks"]
     assert len(list(bench.setting.folder.glob("*.json"))) == 1
 
 
@@ -85,6 +86,15 @@ def test_where_no_time_may_be_measured_there_is_no_record(made):
     _, bench, _ = made
     apart = replace(bench, setting=replace(bench.setting, timed=False))
     assert apart.analysis(Silent()) == []
+
+
+def test_one_picture_has_no_interval_and_a_record_all_the_same(made):
+    _, bench, _ = made
+    alone = replace(bench, setting=replace(bench.setting, n=1))
+    [record] = alone.analysis(Silent())
+    assert record["tasks"]["pocket-gqa"]["points"]["low"] is None
+    assert "one picture" in record["tasks"]["pocket-gqa"]["points"]["reason"]
+    assert "pocket-gqa" in cegi_report.sizes_table(record).to_html()
 
 
 def test_the_tables_show_the_record(made):

@@ -105,7 +105,8 @@ def figure_of(amount: Amount, name: str = "the amount") -> Figure:
     values = numbers_of(amount, name).ravel()
     if len(values) == 1:
         return Figure.exact(float(values[0]))
-    return Figure(*map(float, mean_interval(values)))
+    mean, low, high = (float(v) for v in mean_interval(values))
+    return Figure(mean, low, high)
 
 
 def numbers_of(amount: Any, name: str) -> np.ndarray:

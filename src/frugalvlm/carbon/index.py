@@ -107,8 +107,9 @@ class Cegi:
                 f"E {self.emission[name]} {of}, E/G {self.per_percent[name]} {of} per {percent}"
             )
         lines.append(
-            f"G {self.gain} {percent}, P {self.parameters_m:.4g} million, {self.n_items} items, "
-            f"{self.n_seeds} seed{'' if self.n_seeds == 1 else 's'}"
+            f"G {self.gain} {percent}, P {self.parameters_m:.4g} million; "
+            + (f"{self.n_items} items" if self.n_items > 1 else "no items apart")
+            + f", {self.n_seeds} seed{'' if self.n_seeds == 1 else 's'}"
         )
         reasons = dict.fromkeys(f.reason for f in self.index.values() if f.reason)
         return "\n".join([*lines, *reasons])

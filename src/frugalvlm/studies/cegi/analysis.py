@@ -9,6 +9,7 @@ read from counters or marked as modelled.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -94,9 +95,17 @@ def _scores(task: Benchmark, pair: Mapping[str, Loaded], setting: Setting, n: in
     gained = stats.mean_difference({task.id: (sheets["large"], sheets["small"])})
     return {
         "metric": task.metric, "max": task.headline_max,
-        "scores": {size: asdict(stats.interval(sheet)) for size, sheet in sheets.items()},
-        "points": asdict(gained),
+        "scores": {size: _noted(stats.interval(sheet)) for size, sheet in sheets.items()},
+        "points": _noted(gained),
     }  # fmt: skip
+
+
+def _noted(found: stats.Estimate) -> dict:
+    """An estimate as a record can hold it: without NaN."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in asdict(found).items()
+    }
 
 
 def _costs(task: Benchmark, pair: Mapping[str, Loaded], device: str, options: Options) -> dict:

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure as Drawing
 from torch import nn
 
 from frugalvlm import carbon
-from frugalvlm.benchmarks.stats import Estimate
 from frugalvlm.carbon import Cegi, Figure, Spent
 from frugalvlm.formats import NOT_MEASURED
 from frugalvlm.pocket.installed import models_dir
@@ -142,8 +141,8 @@ def paradox_plot(results: Mapping[str, Cegi]) -> Drawing:
 def noise_plot(items: Sequence[int] = (25, 50, 100, 200, 400, 800), seed: int = 0) -> Drawing:
     """Intervals of one planted fine-tuning's index over the number of questions it is scored on.
 
-    The base answers 60 % right; fine-tuning mends a quarter of the wrong answers and spoils 3 % of
-    the right ones.
+    Each number is a new draw of questions. The base answers 60 % right; fine-tuning mends a quarter
+    of the wrong answers and spoils 3 % of the right ones.
     """
     found = [_planted(n, seed) for n in items]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.0, 3.6), layout="constrained")
@@ -155,11 +154,13 @@ def noise_plot(items: Sequence[int] = (25, 50, 100, 200, 400, 800), seed: int = 
             left.plot([n, n], [low, top if high is None else high], color="0.3", linewidth=1.6)
             if high is None or high > top:
                 left.plot(n, top, marker="^", color="0.3", clip_on=False)
-        if index.value is not None:
-            left.plot(n, index.value, marker="o", color="#d55e00", clip_on=True)
+        gained = index.value is not None
+        left.plot(n, index.value if gained else top, marker="o" if gained else "x",
+                  color="#d55e00", clip_on=gained)  # fmt: skip
     left.axhline(_truth(), color="#0173b2", linestyle="--", linewidth=1, label="true value")
     left.set(xscale="log", ylim=(0, top), xlabel="questions", ylabel="CEGI with 95 % interval")
-    left.set_title("planted run; arrows: the interval goes on", fontsize=10, loc="left")
+    left.set_title("a planted run; arrow: the interval goes on; x: no gain, no index", fontsize=9,
+                   loc="left")  # fmt: skip
     left.legend(frameon=False, fontsize=9)
     noisy = [(n, 100 * r.noise) for n, r in zip(items, found, strict=True) if r.noise is not None]
     right.plot(*zip(*noisy, strict=True), marker="o", color="#d55e00", label="bootstrap")
@@ -168,7 +169,7 @@ def noise_plot(items: Sequence[int] = (25, 50, 100, 200, 400, 800), seed: int = 
     curve = [100 * ((changed - gain**2) / n) ** 0.5 / gain for n in items]
     right.plot(items, curve, color="0.3", linestyle="--", label="s(G) / G, in points")
     right.set(xscale="log", yscale="log", xlabel="questions", ylabel="noise from the gain, %")
-    right.set_title("relative error of the index", fontsize=10, loc="left")
+    right.set_title("relative error of the index", fontsize=9, loc="left")
     right.legend(frameon=False, fontsize=9)
     for ax in (left, right):
         ax.xaxis.set_ticks(list(items), [str(n) for n in items])
@@ -210,12 +211,13 @@ def sizes_table(record: Record) -> Table:
             cells = [_of(costs[c]) for c in CURRENCIES]
             rows.append((Cell(f"{task}\n{label}"),
                          Cell(f"{_parameters(record, size)}"),
-                         Cell(str(carbon.figure_of(Estimate(**score)))), *cells))  # fmt: skip
+                         Cell(str(_noted(score))), *cells))  # fmt: skip
             data.append({"task": task, "size": size, "score": score["value"],
                          **{c: f and f.value for c, f in costs.items()}})  # fmt: skip
         extra = _marginal(own)
-        points = carbon.figure_of(Estimate(**own["points"]))
-        rows.append((Cell(f"{task}\neach further point"), Cell(""), Cell(f"{points} points more"),
+        points = _noted(own["points"])
+        rows.append((Cell(f"{task}\neach further point"), Cell(""),
+                     Cell(f"large - small:\n{points}"),
                      *(_of(extra[c]) for c in CURRENCIES)))  # fmt: skip
         data.append({"task": task, "size": "per point", "score": points.value,
                      **{c: f and f.value for c, f in extra.items()}})  # fmt: skip
@@ -250,7 +252,7 @@ def break_even_table(record: Record) -> Table:
             carbon.figure_of(own["costs"][size]["seconds"]) for size in ("small", "large")
         )
         found = carbon.break_even(training.seconds, each, instead)
-        points = carbon.figure_of(Estimate(**own["points"]))
+        points = _noted(own["points"])
         rows.append((Cell(task), Cell(f"{training.seconds:,.0f}"), Cell(found.numbers),
                      Cell(f"{points}")))  # fmt: skip
         data.append({"task": task, "training_s": training.seconds,
@@ -260,7 +262,7 @@ def break_even_table(record: Record) -> Table:
     return Table(
         title="From which question on the small model has paid for its training, in seconds",
         headers=("task", "training of the\nsmall model, s", "cheaper from\nquestion [95 %]",
-                 "points given up"),
+                 "points given up\n(large - small)"),
         blocks=(Block("", tuple(rows)),),
         caption=(
             *_setting(record), *missing,
@@ -318,15 +320,21 @@ def _cost(costs: Mapping[str, Any]) -> dict[str, Figure | None]:
 
 def _marginal(own: Mapping[str, Any]) -> dict[str, Figure | None]:
     small, large = (_cost(own["costs"][size]) for size in ("small", "large"))
-    points = Estimate(**own["points"])
+    points = _noted(own["points"])
     return {
         name: None if a is None or b is None else carbon.marginal(a, b, points)
         for (name, a), b in zip(small.items(), large.values(), strict=True)
     }
 
 
+def _noted(estimate: Mapping[str, Any]) -> Figure:
+    return Figure(estimate["value"], estimate["low"], estimate["high"], estimate["reason"])
+
+
 def _of(figure: Figure | None) -> Cell:
-    return Cell(NOT_MEASURED if figure is None else str(figure))
+    if figure is None:
+        return Cell(NOT_MEASURED)
+    return Cell("no point more" if figure.value is None else str(figure))
 
 
 def _parameters(record: Record, size: str) -> str:
