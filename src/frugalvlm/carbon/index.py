@@ -66,8 +66,8 @@ class Cegi:
         no_gain: share of bootstrap draws without a gain.
         noise: standard deviation of the gain over its value; this much of the index is noise from
             the gain alone. None without a gain or an interval.
-        draws: the index in grams (or seconds where there is no energy) per draw, infinite where
-            there is no gain; for comparisons of results on the same items.
+        draws: the index by currency per bootstrap draw, infinite where there is no gain; for
+            comparisons of results on the same items. None where nothing was trained.
     """
 
     emission: Mapping[str, Figure]
@@ -81,7 +81,7 @@ class Cegi:
     n_seeds: int
     no_gain: float
     noise: float | None
-    draws: np.ndarray = field(repr=False)
+    draws: Mapping[str, np.ndarray] = field(repr=False)
 
     @property
     def value(self) -> float | None:
@@ -200,7 +200,7 @@ def cegi(
     gained = Figure.undefined(NO_BASE) if math.isnan(g) else _figure(g, gains)
     millions = _count(trainable_parameters) / 1e6
 
-    emission, index, per_percent, per_draw = {}, {}, {}, np.full(resamples, np.nan)
+    emission, index, per_percent, per_draw = {}, {}, {}, {}
     for name in COSTS:
         currency = unit if name == "carbon" else name
         known = [c.amount(currency, grid_g_per_kwh, pue) for c in costs]
@@ -214,8 +214,8 @@ def cegi(
             Figure.undefined(NO_PARAMETERS) if millions == 0
             else _over_gain(mean / millions, means / millions, g, gains)
         )  # fmt: skip
-        if np.isnan(per_draw).all() and millions:
-            per_draw = _divided(means / millions, gains)
+        if millions:
+            per_draw[name] = _divided(means / millions, gains)
     if not emission:
         raise CarbonError(
             "Nothing is known of what the training took: give joules, seconds or FLOPs (`Spent`)."

@@ -99,18 +99,22 @@ def agreement(
     return float(kendalltau(ranks.iloc[:, 0], ranks.iloc[:, 1]).statistic)
 
 
-def greener(a: Cegi, b: Cegi) -> float:
+def greener(a: Cegi, b: Cegi, currency: str = "carbon") -> float:
     """In which share of draws `a` has the lower index; both on the same items, ties halved.
 
-    Far from 0 and 1 the order of the two is noise.
+    Far from 0 and 1 the order of the two is clear; in between it is noise.
 
     Raises:
-        CarbonError: they rest on different numbers of items or draws, or options differ.
+        CarbonError: as by `ranking`; they rest on different numbers of items or draws; nothing was
+            trained in one of them.
     """
-    _comparable({"a": a, "b": b}, "carbon" if a.value is not None and b.value is not None else "s")
-    if a.n_items != b.n_items or len(a.draws) != len(b.draws):
+    _comparable({"a": a, "b": b}, currency)
+    own, other = (result.draws.get(currency) for result in (a, b))
+    if own is None or other is None:
+        raise CarbonError("Where nothing was trained there is no index to compare.")
+    if a.n_items != b.n_items or len(own) != len(other):
         raise CarbonError("Only results on the same items and with as many draws are compared.")
-    return float(np.mean((a.draws < b.draws) + 0.5 * (a.draws == b.draws)))
+    return float(np.mean((own < other) + 0.5 * (own == other)))
 
 
 def _values(results: Mapping[str, Cegi], by: Measure, currency: str) -> pd.Series:
