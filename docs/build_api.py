@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import frugalvlm
-from frugalvlm import errors, methods, trace, views
+from frugalvlm import carbon, errors, methods, trace, views
 
 PAGE = Path(__file__).with_name("api.md")
 SECTIONS = ("Args", "Attributes", "Returns", "Raises", "Yields")
@@ -41,9 +41,21 @@ CHAPTERS: list[tuple[str, str, list[Any]]] = [
     ("What all methods share", "", list(methods.KINDS)),
     ("Traces", "What `on` gives.", [trace.Trace, trace.ExitTrace]),
     (
+        "Carbon",
+        "`from frugalvlm import carbon`. What a fine-tuning emits against what it gains, and after "
+        "how many questions it has paid for itself.",
+        [getattr(carbon, name) for name in carbon.__all__ if name != "CarbonError"],
+    ),
+    (
         "Errors",
         "Every known problem is a `FrugalError`: one sentence that names the remedy.",
-        [errors.FrugalError, views.UnsupportedError, views.BudgetError, trace.TraceError],
+        [
+            errors.FrugalError,
+            views.UnsupportedError,
+            views.BudgetError,
+            trace.TraceError,
+            carbon.CarbonError,
+        ],
     ),
 ]
 

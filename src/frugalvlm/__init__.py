@@ -11,20 +11,21 @@ from typing import TYPE_CHECKING, Any
 from frugalvlm import operators
 
 if TYPE_CHECKING:
-    from frugalvlm import methods
+    from frugalvlm import carbon, methods
     from frugalvlm.door import compare, evaluate
     from frugalvlm.loading import load_vlm
 
 __version__ = "0.1.0"
 
 _PLACES = {
+    "carbon": "frugalvlm.carbon",
     "compare": "frugalvlm.door",
     "evaluate": "frugalvlm.door",
     "load_vlm": "frugalvlm.loading",
     "methods": "frugalvlm.methods",
 }
 
-__all__ = ["__version__", "compare", "evaluate", "load_vlm", "methods"]
+__all__ = ["__version__", "carbon", "compare", "evaluate", "load_vlm", "methods"]
 
 # The front knows all floors: it tells the methods' floor where their operators are.
 operators.fill_from(lambda: importlib.import_module("frugalvlm.engine"))

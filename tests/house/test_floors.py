@@ -28,6 +28,7 @@ FLOORS = (
     ("training",),
     ("runs",),
     ("verdicts",),
+    ("carbon",),
     ("report",),
     ("studies", "probes", "bench"),
     ("door",),

@@ -146,6 +146,16 @@ def test_aim_notebook_runs_under_nbval(tmp_path):
     assert records == 2 * (1 + 8 + 3) + 2
 
 
+@pytest.mark.notebook
+def test_cegi_notebook_runs_under_nbval(tmp_path):
+    small = {
+        "n": 6, "repeats": 2, "energy_window_s": 0.1, "model": _random_model(tmp_path / "tiny"),
+        "guide": _random_model(tmp_path / "guide"),
+    }  # fmt: skip
+    _run_under_nbval(notebooks.paper_notebook("cegi"), small, tmp_path)
+    assert len(list((tmp_path / "results/pocket/cegi/records").glob("*.json"))) == 1
+
+
 def _notebook(folder: Path, cell: str, kernel: str = "python3") -> Path:
     nb = nbformat.v4.new_notebook()
     parameters = nbformat.v4.new_code_cell(

@@ -102,7 +102,7 @@ def test_one_name_everywhere():
     reproduced = {p.key for p in all_papers() if p.status["pocket"] != "planned"}
     notebooks = {p.stem for p in (root / "notebooks" / "papers").glob("*.ipynb")}
     assert reproduced == notebooks
-    assert reproduced <= set(METHODS)
+    assert reproduced <= set(METHODS) | {"cegi"}  # an index, and no method
     assert {p.stem for p in (root / "data" / "papers").glob("*.yaml")} == set(KEYS)
     readme = (root / "README.md").read_text()
     assert all(f"| {key} |" in readme or f"`{key}`" in readme for key in KEYS)

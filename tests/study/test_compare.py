@@ -431,3 +431,5 @@ def test_notebooks_are_built_from_records_alone(make, tmp_path, monkeypatch):
         assert any(c.get("outputs") for c in executed.cells if c.cell_type == "code")
     assert "VisionZip" in (tmp_path / "compare" / "runs.csv").read_text()
     assert "letters" in (tmp_path / "compare" / "ranking.csv").read_text()
+    assert "lost_per_TFLOPs" in (tmp_path / "compare" / "saved.csv").read_text()
+    assert "How many questions pay for a training" in pages[1].read_text()

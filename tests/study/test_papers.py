@@ -133,6 +133,7 @@ COMPUTED = {
     "fastervlm": {"pocket", "blueprint"},
     "aim": {"pocket", "blueprint"},
     "dyvte": {"pocket", "blueprint"},
+    "cegi": {"pocket"},
 }
 
 
