@@ -3,8 +3,7 @@
 An ablation: against VisionZip at the same budget it says what the merged tokens are worth.
 FasterVLM does not, for it keeps patches only and no [CLS] token.
 
-Paper: Yang et al., arXiv:2412.04467, section 3.1 (dominant tokens alone). Code read:
-dvlab-research/VisionZip at 3151f6d.
+Source: none; an ablation of `visionzip`, whose paper and code are named there.
 
 1. As `visionzip` with D = T and C = 0.
 
