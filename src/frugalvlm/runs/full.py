@@ -191,20 +191,19 @@ def full_rows(
     """The rows of a table that a checkpoint can serve, the baseline first, and the others."""
     check_methods(table)
     shape = host_for(model).shape
-    others = [row.method for row in table.rows if row.method != table.baseline]
-    kept = [table.model.at(budget, shape.patches) for budget in table.budgets]
-    rows = [(table.baseline, shape.patches), *((m, b) for b in kept for m in others)]
     plan: list[tuple[Method, int]] = []
     skipped: list[Skipped] = []
-    for key, budget in rows:
+    for row, budget in table.lines():
+        above = 0 if row.once == "none" else shape.patches  # of the rows above all blocks
+        tokens = above if budget is None else table.model.at(budget, shape.patches)
         try:
-            method = planned(table, key, budget, shape)
+            method = planned(table, row, budget, tokens, shape)
             if isinstance(method, GuidedReducer) and options.guide is None:
-                raise UnsupportedError(f"{key} needs a small model: name one with --guide.")
+                raise UnsupportedError(f"{row.method} needs a small model: name one with --guide.")
             method.check(shape)
-            plan.append((method, budget))
+            plan.append((method, tokens))
         except (BudgetError, UnsupportedError) as error:
-            skipped.append(Skipped(key, budget, error))
+            skipped.append(Skipped(row.method, tokens, error))
     if options.guide is not None:
         told = Options(guide=options.guide, model=options.model or table.model.hub,
                        device=options.device)  # fmt: skip
