@@ -142,6 +142,7 @@ def test_the_engine_knows_kinds_of_methods_only() -> None:
 # Names of other libraries that are private there, and used on purpose.
 FOREIGN = {
     "_attn_implementation", "_supports_mm_encoder_outputs",  # transformers
+    "_expand_inputs_for_generation",  # transformers
     "_orig_mod", "_cdata", "_is_amx_tile_supported", "_is_avx512_bf16_supported",  # torch
 }  # fmt: skip
 
