@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_hosts import BOS, IMAGE, PAD, VIDEO, VOCAB, enliven, guide_for
+from tiny_hosts import BOS, IMAGE, PAD, VIDEO, VOCAB, enliven, guide_for, tiny_weights
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -29,6 +29,7 @@ from transformers import (
 
 from frugalvlm.methods import METHODS, Method
 from frugalvlm.methods.base import DepthPolicy, GuidedReducer
+from frugalvlm.methods.trained import Learnt, TrainedMethod
 
 START, END = 58, 59  # around a picture
 LAYERS, SHARE = 4, 0.4
@@ -100,7 +101,18 @@ def make(key: str, model: Any, share: float = SHARE) -> Method:
     if key == "vanilla":
         return kind()
     method = kind.for_share(share)
+    if isinstance(method, TrainedMethod):
+        return replace(method, learnt=_gates(kind, model, fire=share < 1))
     return replace(method, guide=guide_for(model)) if isinstance(method, GuidedReducer) else method
+
+
+def _gates(kind: Any, model: Any, fire: bool) -> Learnt:
+    """Gates that never fire, or that do behind the second layer."""
+    learnt = tiny_weights(kind, model, 0.0)
+    if fire:
+        for gate in learnt.own[1:]:
+            gate.w2.weight.data[1] = 1.0  # hidden states of GELU are hardly ever below 0
+    return learnt
 
 
 @cache

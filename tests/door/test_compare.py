@@ -291,7 +291,7 @@ def test_results_for_documents(tiny, own, tmp_path):
     tex = result.to_latex()
     inside = tex[tex.index("\\midrule") : tex.index("\\bottomrule")]
     assert inside.count("\\\\") >= 2, "a line for the untouched model, and one for the other"
-    assert "uniform" in inside
+    assert "even grid" in inside
     assert "11.1 \\%" in tex
     assert "even grid & 16/16" in tex
     assert "even grid" in str(result)

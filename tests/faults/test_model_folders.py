@@ -150,7 +150,7 @@ def test_the_unharmed_folder_loads(folder):
 @pytest.mark.parametrize("read", [load_vlm, model_hash])
 def test_what_is_no_name_of_a_model_is_refused_at_once(name, read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "_hub_answers", None)  # nobody may be asked
+    monkeypatch.setattr(loading, "hub_answers", None)  # nobody may be asked
     with pytest.raises(
         WeightsError, match=r"no Hub id of the form|holds no \*\.safetensors"
     ) as error:
@@ -192,7 +192,7 @@ def test_a_revision_belongs_to_the_hub(read, folder):
 def test_a_pickle_of_the_hub_is_refused_for_what_it_is(where, folder, tmp_path, monkeypatch):
     cache = tmp_path / "hub"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(loading, "_hub_answers", lambda: where == "on the Hub")
+    monkeypatch.setattr(loading, "hub_answers", lambda: where == "on the Hub")
     if where == "on the Hub":
         said = (
             "some/model does not appear to have a file named model.safetensors or "
@@ -209,7 +209,7 @@ def test_a_pickle_of_the_hub_is_refused_for_what_it_is(where, folder, tmp_path, 
     with pytest.raises(WeightsError, match=r"as pickles alone.*only safetensors are loaded"):
         load_vlm("some/model")
     monkeypatch.undo()
-    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
+    monkeypatch.setattr(loading, "hub_answers", lambda: False)
     with pytest.raises(WeightsError, match="hf download some/other"):
         load_vlm("some/other")
 

@@ -12,7 +12,7 @@ import copy
 import hashlib
 import json
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -51,7 +51,7 @@ class Sizes:
         width: channels of its hidden states.
         heads: its attention heads.
         tower_width: channels of the patch features that the projector reads.
-        patches: patch tokens of a crop.
+        patches: patch tokens of a crop; 0 where that depends on the picture.
     """
 
     decoder_layers: int
@@ -64,11 +64,21 @@ class Sizes:
     def of(model: Any) -> Sizes:
         """The sizes of a Transformers vision-language model."""
         text, vision = model.config.get_text_config(), model.config.vision_config
-        side = vision.image_size // vision.patch_size
+        width = getattr(vision, "hidden_size", 0) or getattr(vision, "embed_dim", 0)
+        high, wide = (
+            pixels // patch
+            for pixels, patch in zip(
+                _pair(getattr(vision, "image_size", 0)), _pair(vision.patch_size), strict=True
+            )
+        )
         return Sizes(
-            text.num_hidden_layers, text.hidden_size, text.num_attention_heads,
-            vision.hidden_size, side * side,
-        )  # fmt: skip
+            text.num_hidden_layers, text.hidden_size, text.num_attention_heads, width, high * wide
+        )
+
+
+def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width of what is a square, or both."""
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,8 +3,8 @@
 What the first layers have read of the picture is enough, so deep layers need none of it. Nothing is
 chosen: whatever a choice at the same depth is worth, it must be worth more than this.
 
-Paper: Lin et al., "Boosting Multimodal Large Language Models with Visual Tokens Withdrawal for
-Rapid Inference", arXiv:2405.05803 (AAAI 2025).
+Paper: Lin et al., arXiv:2405.05803, "Boosting Multimodal Large Language Models with Visual Tokens
+Withdrawal for Rapid Inference" (AAAI 2025).
 
 1. Run the first K decoder layers with all tokens.
 2. Drop every visual token. Text keeps its position ids; the KV cache of the first K layers stays

@@ -227,10 +227,10 @@ def score(
         answers = answer_all(model, batches, benchmark.max_new_tokens, blank=state == "blank")
         sheet = benchmark.sheet(batches.rows, answers)
         sheets[state] = mean_sheet(batches.rows, sheet.correct.tolist())
-        result[state] = asdict(stats.interval(sheet))
+        result[state] = _plain(stats.interval(sheet))
         result[f"{state}_accuracy"] = sheet.accuracy
     difference = stats.paired_difference(sheets["seeing"], sheets["blank"])
-    result["difference"] = asdict(difference)
+    result["difference"] = _plain(difference)
     return result
 
 
@@ -323,6 +323,11 @@ def _visual_words(run: Path) -> dict[str, torch.Tensor]:
     whole = load_file(run / json.loads((run / "progress.json").read_text())["model"])
     prefix = "scaffold.words."
     return {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
+
+
+def _plain(estimate: stats.Estimate) -> dict[str, Any]:
+    """A figure with its interval as JSON can hold it: without the values on resampled pictures."""
+    return {key: value for key, value in vars(estimate).items() if key != "draws"}
 
 
 def _write(path: Path, content: Any) -> None:
