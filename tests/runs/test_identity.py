@@ -15,7 +15,7 @@ from typing import ClassVar
 import pytest
 
 from frugalvlm import methods
-from frugalvlm.methods import Blank, FastV, Method, NoImageAfter, Uniform, VisionZip
+from frugalvlm.methods import Blank, FastV, Method, Uniform, VisionZip
 from frugalvlm.probes.controls import Chosen, RandomCut
 from frugalvlm.runs import identity
 from frugalvlm.runs.identity import CodeError, code_hash, code_of, of_other_code, other_code_line
@@ -279,7 +279,7 @@ def test_a_method_made_of_others_depends_on_them(package):
 
 
 def test_studies_own_classes_have_an_identity():
-    kinds = (Blank, Chosen, NoImageAfter, RandomCut, methods.Vanilla)
+    kinds = (Blank, Chosen, RandomCut, methods.Vanilla)
     assert len({code_hash(kind) for kind in kinds}) == len(kinds)
 
 

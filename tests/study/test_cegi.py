@@ -93,7 +93,7 @@ def test_one_picture_has_no_interval_and_a_record_all_the_same(made):
     alone = replace(bench, setting=replace(bench.setting, n=1))
     [record] = alone.analysis(Silent())
     assert record["tasks"]["pocket-gqa"]["points"]["low"] is None
-    assert "one picture" in record["tasks"]["pocket-gqa"]["points"]["reason"]
+    assert "fewer than 10 pictures" in record["tasks"]["pocket-gqa"]["points"]["reason"]
     assert "pocket-gqa" in cegi_report.sizes_table(record).to_html()
 
 

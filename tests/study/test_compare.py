@@ -146,7 +146,7 @@ def test_gaps_name_the_command_that_fills_them(compared):
         cells, cells - 18, "recorded"]  # fmt: skip
     assert gaps.loc["sgl", "cost"] == "missing"
     assert gaps.loc["aim", "command"] == f"invoke reproduce --paper aim -n {N}"
-    assert set(gaps.index) == {"visionzip", "sgl", "aim", "fastervlm", "gsearch"}
+    assert set(gaps.index) == {"visionzip", "sgl", "aim", "fastervlm", "gsearch", "dyvte"}
 
 
 def test_a_part_of_the_suite_has_no_mean_and_no_rank(compared):

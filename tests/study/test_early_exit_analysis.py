@@ -207,9 +207,9 @@ def test_half_a_caption():
 
 def test_what_copying_costs_by_hand():
     """80 and 60 % with a true cache, 70 and 30 % with a copy: 20 points, 20 more in the end."""
-    own, copied = np.array([[8.0, 10, 6, 10]] * 3), np.array([[7.0, 10, 3, 10]] * 3)
+    own, copied = np.array([[8.0, 10, 6, 10]] * 12), np.array([[7.0, 10, 3, 10]] * 12)
     found = analysis.copying(own, copied)
-    assert found["hurts"] == pytest.approx({"value": 20, "low": 20, "high": 20, "n": 3})
+    assert found["hurts"] == pytest.approx({"value": 20, "low": 20, "high": 20, "n": 12})
     assert found["hurts_more_later"]["value"] == pytest.approx(20)
 
 

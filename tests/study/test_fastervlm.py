@@ -128,7 +128,8 @@ def test_pictures_in_tiles_have_runs_and_verdicts_of_their_own(
     beside_model(HD)
     made = beside.beside_runs("fastervlm", "tiles", options)
     assert [(r["request"]["method"]["method"], r["request"]["budget"]) for r in made] == [
-        ("vanilla", 144), *((key, 72) for key in (*CONTROLS, "fastv", "fastervlm"))
+        ("vanilla", 144), ("blank", 144), ("no_image", 0),
+        *((key, 72) for key in (*CONTROLS, "fastv", "fastervlm")),
     ]  # fmt: skip
     folder = tmp_path / "pocket" / "fastervlm" / HD / "records"
     assert made[0]["request"]["n"] == 2, "half of n"

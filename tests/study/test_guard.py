@@ -93,7 +93,7 @@ def test_the_table_names_what_it_leaves_out(make) -> None:
     assert "pocket-pope (3.2 [-1.0, 7.0]), pocket-mme (7.3 [4.0, 9.0])" in note
     assert "pocket-gqa" not in note
     assert note in guarded.to_markdown()
-    assert not any("mean:" in line or "blank" in line for line in free.caption)
+    assert not any(line.startswith("Not in the mean") for line in free.caption)
     assert mean(guarded)["retention"] < 55 < mean(free)["retention"]
     frame = guarded.data
     own = frame[(frame["method"] == "visionzip") & (frame["budget"] == 48)].set_index("benchmark")
@@ -154,7 +154,8 @@ def test_the_installed_scores_make_the_guard(installed) -> None:
     setting = {"model": "pocket-llava-tiny", "model_hash": model_hash("pocket-llava-tiny")}
     guard = guard_of(setting)
     assert set(guard.worth) == set(installed)
-    assert guard.worth["pocket-mme"] == Estimate(**installed["pocket-mme"]["difference"])
+    stored = Estimate(**installed["pocket-mme"]["difference"])
+    assert repr(guard.worth["pocket-mme"]) == repr(stored), "not-a-number equals itself"
     assert guard.admitted(["pocket-mme", "pocket-caption"]) == [], "untrained, it sees nothing"
     for other in ({"model_hash": "x"}, {"model": "pocket-llava-base"}, {"model": "a/hub-model"}):
         assert guard_of({**setting, **other}) == Guard(), "nothing is known of other weights"

@@ -134,7 +134,8 @@ def test_retention_is_paired_and_not_a_ratio_of_strangers(make) -> None:
     row = cell(accuracy_table(VISIONZIP, "table1", records, benchmarks=make.benchmarks),
                "visionzip", 16)  # fmt: skip
     assert row["score_low"] < row["score"] < row["score_high"]
-    assert (row["retention_low"], row["retention"], row["retention_high"]) == (100, 100, 100)
+    assert row["retention"] == 100
+    assert row["retention_low"] < 100 < row["retention_high"], "no picture differs: Clopper-Pearson"
 
 
 def test_requested_and_actual_tokens(make) -> None:

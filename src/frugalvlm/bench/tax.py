@@ -33,13 +33,24 @@ from frugalvlm.engine.guidance import Guide
 from frugalvlm.hosts import host_for
 from frugalvlm.measure.latency import synchronize
 from frugalvlm.methods import METHODS, SGL, EncoderReducer, Method
+from frugalvlm.methods.trained import TrainedMethod
 from frugalvlm.paths import result_file
 from frugalvlm.report.display import Block, Cell, Table, facts_of, setting_lines
 from frugalvlm.runs import records
 from frugalvlm.views import BudgetError
 
-__all__ = ["AIM", "clip_sized_model", "measure_tax", "native_prefill", "prompt", "tax_table"]
+__all__ = [
+    "AIM",
+    "MEASURED",
+    "clip_sized_model",
+    "measure_tax",
+    "native_prefill",
+    "prompt",
+    "tax_table",
+]
 
+# What a method that learns costs depends on what it has learnt.
+MEASURED = tuple(key for key, kind in METHODS.items() if not issubclass(kind, TrainedMethod))
 TEXT_BEFORE, TEXT_AFTER = 4, 12  # tokens around the image
 AIM = 1.05
 RECORD = "prefill_tax.json"
@@ -128,10 +139,11 @@ def measure_tax(
         warmup: rounds before them.
 
     Returns:
-        One row per method: medians in ms, and the ratio of the two with its 95 % interval.
+        One row per method that needs no training: medians in ms, and the ratio of the two with its
+        95 % interval.
     """
     total, untouched, rows = host_for(model).shape.patches, copy.deepcopy(model), []
-    for key in METHODS:
+    for key in MEASURED:
         method = _at_budget(key, kept, total, guide)
         row = _tax(method, model, untouched, repeats, warmup)
         rows.append({"method": key, "kept": kept, "total": total, **row})

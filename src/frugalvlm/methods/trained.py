@@ -405,3 +405,11 @@ def _digest(path: Path) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def untrained(method: TrainedMethod, model: Any) -> Learnt:
+    """First weights of a method for a model, for what does not depend on what is learnt."""
+    sizes = Sizes.of(model)
+    like = model.get_input_embeddings().weight
+    own = method.build(sizes).to(like.device, like.dtype)
+    return Learnt(own, {}, sizes, sample_of(model), "untrained", transfer=True)

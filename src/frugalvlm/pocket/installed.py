@@ -36,6 +36,8 @@ def seeds_of(model: str) -> tuple[str, ...]:
         The name without a seed, then NAME-seed1, NAME-seed2 and so on, in this order.
     """
     name = _SEED.sub("", model)
+    if Path(name).name != name:  # a folder, or a model of the Hub
+        return (model,)
     others = [p.name for p in models_dir().glob(f"{name}-seed*") if p.is_dir()]
     numbered = [other for other in others if _SEED.sub("", other) == name]
     return (name, *sorted(numbered, key=lambda other: int(other.rpartition("-seed")[2])))

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from frugalvlm.hosts import HOSTS
 from frugalvlm.methods import METHODS
 from frugalvlm.methods.base import DepthPolicy, GuidedReducer
-from frugalvlm.methods.trained import Learnt, Sizes, TrainedMethod, sample_of
+from frugalvlm.methods.trained import TrainedMethod, untrained
 from frugalvlm.views import UnsupportedError
 
 __all__ = ["FAMILIES", "refusals", "support_table"]
@@ -98,14 +98,7 @@ def _usual(key: str, model: Any) -> Any:
         return kind.for_budget(1, 1)
     method = kind.for_share(0.25)
     if isinstance(method, TrainedMethod):
-        return replace(method, learnt=_untrained(method, model))
+        return replace(method, learnt=untrained(method, model))
     if isinstance(method, GuidedReducer):
         return method.guided_by(copy.deepcopy(model))
     return method
-
-
-def _untrained(method: TrainedMethod, model: Any) -> Learnt:
-    """First weights of a method: whether it can be put on a model does not depend on them."""
-    sizes = Sizes.of(model)
-    own = method.build(sizes).to(model.get_input_embeddings().weight.device)
-    return Learnt(own, {}, sizes, sample_of(model), "untrained", transfer=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
@@ -104,7 +103,8 @@ def _noted(found: stats.Estimate) -> dict:
     """An estimate as a record can hold it: without NaN."""
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in asdict(found).items()
+        for name, value in vars(found).items()
+        if name != "draws"
     }
 
 
