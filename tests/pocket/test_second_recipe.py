@@ -7,16 +7,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from frugalvlm.pocket.packing import answered_right
+from frugalvlm.pocket.objectives import crops
+from frugalvlm.pocket.packing import answer_loss, answered_right
 from frugalvlm.pocket.recipe import read_log
+from frugalvlm.pocket.scenes import COLORS, KINDS
 from frugalvlm.pocket.second import recipe
 from frugalvlm.pocket.second.models import build_model, build_processor, build_tokenizer, spec
 from frugalvlm.pocket.second.objectives import (
+    REGIONS,
     STORY_TOKENS,
+    UNKNOWN,
     Asking,
     Codes,
     PictureObjective,
     Scaffold,
+    Sight,
+    regions,
     tags,
     visual_features,
 )
@@ -165,7 +171,7 @@ def test_hidden_scenes_show_nothing() -> None:
 
 def test_no_code_of_a_patch_tells_the_kind() -> None:
     """Patches of different kinds are equal on one diagonal: half of a kind is not a kind."""
-    from frugalvlm.pocket.scenes import KINDS, Thing
+    from frugalvlm.pocket.scenes import Thing
     from frugalvlm.pocket.second.scenes import SecondScene
 
     def patches(kind: str) -> torch.Tensor:
@@ -243,7 +249,92 @@ def test_hiding_the_picture_behind_a_layer_equals_taking_it_away() -> None:
         packed = [[(ask, [said]), (ask, [(said + 1) % 50])]]
         head, tail = asking.encode.head, asking.encode.tail
         features = visual_features(model, [scene])
-        assert answered_right(model, features, head, tail, packed, layer) == [[True, False]]
+        assert answered_right(model, features, head, tail, packed, range(layer)) == [[True, False]]
+
+
+@torch.no_grad()
+def test_what_a_text_may_not_see_changes_nothing() -> None:
+    """Other pictures change the answers' logits in layers that see them, and in no others."""
+    model = _model()
+    asking = Asking(model, TOKENIZER, 2)
+    packs = [[asking.encode("where is the circle?", "red")]]
+    scenes = [make_scene("dev", 3), make_scene("dev", 4)]
+    pictures = [visual_features(model, [scene]) for scene in scenes]
+
+    def loss(picture, sight) -> float:
+        head, tail = asking.encode.head, asking.encode.tail
+        return float(answer_loss(model, picture, head, tail, packs, None, sight)[0])
+
+    assert loss(pictures[0], range(0)) == loss(pictures[1], range(0))
+    assert loss(pictures[0], range(1, 4)) != loss(pictures[0], range(4))
+    assert loss(pictures[0], range(3)) != loss(pictures[0], range(4))
+    assert loss(pictures[0], range(4)) == loss(pictures[0], None)
+
+
+def test_sight_is_drawn_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [Sight(0.7, 0.3).draw(12, rng) for _ in range(2000)]
+    assert {(r.start, r.stop) for r in drawn} == {(0, 12), (3, 12), (0, 9), (3, 9)}
+    assert np.mean([r.start == 3 for r in drawn]) == pytest.approx(0.7, abs=0.04)
+    assert np.mean([r.stop == 9 for r in drawn]) == pytest.approx(0.3, abs=0.04)
+
+
+def test_regions_hold_their_things_whole() -> None:
+    """Every pixel of a thing, or of a digit of print, lies on patches of its region."""
+    for seed in range(30):
+        scene = make_scene("train", seed)
+        inside, labels = regions(scene)
+        asked = [i for i in range(REGIONS) if labels[i, 0] not in (UNKNOWN, len(KINDS))]
+        assert len(asked) == len(scene.things)
+        for i, thing in zip(asked, scene.things, strict=True):
+            assert labels[i, 0] == KINDS.index(thing.kind)
+            assert labels[i, 1] == list(COLORS).index(thing.color)
+            grid = inside[i].reshape(12, 12).repeat(8, 0).repeat(8, 1)
+            assert grid[thing.y : thing.y + thing.size, thing.x : thing.x + thing.size].all()
+            assert inside[i].sum() == 16
+    printed = make_scene("train", 1, printed=True)
+    inside, labels = regions(printed)
+    assert [KINDS[k] for k in labels[:, 0] if k != UNKNOWN] == list(printed.plate.number)
+    width, height = printed.plate.size
+    box = np.s_[printed.plate.y : printed.plate.y + height, printed.plate.x :][0:2]
+    grid = inside[-1].reshape(12, 12).repeat(8, 0).repeat(8, 1)
+    assert grid[box][:, :width].all()
+
+
+def test_the_region_reader_needs_the_region(tmp_path) -> None:
+    """What lies outside a region does not reach what is said about it."""
+    whole, scene = _whole(), make_scene("train", 3)
+    inside, labels = (torch.from_numpy(x)[None] for x in regions(scene))
+    patches = torch.randn(1, 144, 32)
+    reader = whole.scaffold.regions
+    only = labels.clone()
+    first = next(i for i, k in enumerate(labels[0, :, 0].tolist()) if 0 <= k < len(KINDS))
+    only[0, torch.arange(REGIONS) != first] = UNKNOWN
+    other = torch.where(inside[0, first][:, None], patches, torch.randn(1, 144, 32))
+    assert torch.equal(reader(patches, inside, only)[0], reader(other, inside, only)[0])
+    assert not torch.equal(
+        reader(patches, inside, only)[0], reader(torch.randn(1, 144, 32), inside, only)[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["pocket-llava-hd", "pocket-siglip-base"])
+def test_tiles_are_those_of_the_processor(name) -> None:
+    side = spec(name).side
+    scene = make_scene("dev", 8, side=side)
+    text = "USER: <image>\nwhere is the circle? ASSISTANT:"
+    given = build_processor(name)(images=scene.image(), text=text, return_tensors="pt")
+    own, sizes = crops(build_model(name), [scene])
+    torch.testing.assert_close(own, given.pixel_values, atol=1e-5, rtol=0)
+    assert sizes.tolist() == given.image_sizes.tolist()
+
+
+def test_large_scenes_keep_their_things_small() -> None:
+    scenes = [make_scene("dev", seed, side=192) for seed in range(40)]
+    assert {t.size <= 16 for s in scenes for t in s.things} == {True}
+    assert max(t.x for s in scenes for t in s.things) > 96
+    assert draw(scenes[0]).shape == (192, 192, 3)
+    with pytest.raises(ValueError, match="multiple of 96"):
+        make_scene("dev", 0, side=100)
 
 
 def test_the_curve_begins_blank_and_ends_with_the_whole_depth() -> None:

@@ -9,7 +9,7 @@ They join `BENCHMARKS` when a model has passed the gate on them; until then they
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -28,6 +28,7 @@ from frugalvlm.benchmarks.base import (
 from frugalvlm.benchmarks.metrics import exact_match, f1, option_letter, pope_label
 from frugalvlm.benchmarks.pocket_caption import POCKET_CAPTION
 from frugalvlm.pocket.questions import LETTERS
+from frugalvlm.pocket.scenes import IMAGE_SIZE
 from frugalvlm.pocket.second.questions import CATEGORIES, FAMILIES, Categorised
 from frugalvlm.pocket.second.scenes import SecondScene, make_scene
 
@@ -43,7 +44,7 @@ class SecondBenchmark(Benchmark):
 
     def make(self, split: Scans, seed: int) -> SecondScene:
         """The scene of a seed."""
-        return make_scene(split, seed, printed=self.printed)
+        return make_scene(split, seed, printed=self.printed, side=self.side)
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,13 @@ _ALL = (
     ),
 )  # fmt: skip
 SECOND_BENCHMARKS: dict[str, SecondBenchmark] = {b.id: b for b in _ALL}
+# The same questions about scenes of 192 x 192 pixels, in which print and things are small.
+SECOND_HD_BENCHMARKS: dict[str, SecondBenchmark] = {
+    f"{id}-hd": replace(
+        benchmark, id=f"{id}-hd", first_seed=benchmark.first_seed + 20_000_000, side=2 * IMAGE_SIZE
+    )
+    for id, benchmark in SECOND_BENCHMARKS.items()
+}
 # Where a choice of tokens that knows one question only is said to fail.
 SECOND_EXTRAS: dict[str, SecondBenchmark] = {
     b.id: b

@@ -252,11 +252,13 @@ def config_of(s: PocketSpec, tokenizer: PreTrainedTokenizerFast) -> PreTrainedCo
     return LlavaConfig(**shared)
 
 
+CLASSES: dict[str, type[PreTrainedModel]] = {
+    "llava": LlavaForConditionalGeneration,
+    "llava_next": LlavaNextForConditionalGeneration,
+    "llava_onevision": LlavaOnevisionForConditionalGeneration,
+}
+
+
 def build_model(name: str) -> PreTrainedModel:
     """A pocket model with fresh random weights (seed with `torch.manual_seed`)."""
-    classes: dict[str, type[PreTrainedModel]] = {
-        "llava": LlavaForConditionalGeneration,
-        "llava_next": LlavaNextForConditionalGeneration,
-        "llava_onevision": LlavaOnevisionForConditionalGeneration,
-    }
-    return classes[spec(name).family](build_config(name))
+    return CLASSES[spec(name).family](build_config(name))

@@ -102,18 +102,28 @@ def visual_features(
     model: PreTrainedModel, scenes: Sequence[Scene]
 ) -> Float[Tensor, "batch visual channels"]:
     """Visual tokens as the decoder takes them; gradients reach the projector, not the tower."""
-    pixels = pixel_values([draw(s) for s in scenes]).to(model.get_input_embeddings().weight.device)
+    return torch.stack(list(model.get_image_features(*crops(model, scenes)).pooler_output))
+
+
+def crops(model: PreTrainedModel, scenes: Sequence[Scene]) -> tuple[Tensor, ...]:
+    """What the processor makes of scenes: pixels, and for models that tile pictures their sizes.
+
+    Returns:
+        [batch, 3, 96, 96]; or [batch, crops, 3, 96, 96] and [batch, 2].
+    """
+    images = [scene.image() for scene in scenes]
+    pixels = pixel_values([np.asarray(image) for image in images])
+    pixels = pixels.to(model.get_input_embeddings().weight.device)
     if not hasattr(model.config, "image_grid_pinpoints"):
-        return torch.stack(list(model.get_image_features(pixels).pooler_output))
+        return (pixels,)
     # LLaVA-NeXT and OneVision: the whole picture, shrunk as PIL does, and its tiles row by row.
     side, square = scenes[0].side, (IMAGE_SIZE, IMAGE_SIZE)
-    small = [np.asarray(s.image().resize(square, Resampling.BICUBIC)) for s in scenes]
+    small = [np.asarray(image.resize(square, Resampling.BICUBIC)) for image in images]
     n = side // IMAGE_SIZE
     grid = pixels.unflatten(3, (n, -1)).unflatten(2, (n, -1))  # [b, 3, row, height, column, width]
     tiles = grid.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)
-    crops = torch.cat([pixel_values(small).to(pixels)[:, None], tiles], 1)
-    sizes = torch.full((len(scenes), 2), side)
-    return torch.stack(list(model.get_image_features(crops, sizes).pooler_output))
+    whole = pixel_values(small).to(pixels)[:, None]
+    return torch.cat([whole, tiles], 1), torch.full((len(scenes), 2), side)
 
 
 def clip_features(

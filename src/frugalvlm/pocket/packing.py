@@ -33,7 +33,7 @@ class Slots:
     prefix: int
     lengths: tuple[int, ...]
     visual: tuple[int, int] = (0, 0)  # first token of the picture and of what follows it
-    exit_after: int | None = None  # so many layers see the picture; None: all
+    sight: range | None = None  # decoder layers whose text sees the picture; None: all
 
     @property
     def total(self) -> int:
@@ -66,8 +66,8 @@ def _packed_attention(
     p = slots.prefix
     head_key, head_value = key[:, :, :p], value[:, :, :p]
     layer: Any = module.layer_idx
-    gone = slots.exit_after is not None and layer >= slots.exit_after
-    unseen = slice(*slots.visual) if gone else slice(0, 0)
+    blind = slots.sight is not None and layer not in slots.sight
+    unseen = slice(*slots.visual) if blind else slice(0, 0)
     parts = [_causal(query[:, :, :p], head_key, head_value, scaling, unseen)]
     start = p
     for count, length in slots.groups():
@@ -118,6 +118,7 @@ def answer_loss(
     tail: Sequence[int],
     packs: Sequence[Sequence[Asked]],
     offsets: Int[Tensor, "batch questions"] | None = None,
+    sight: range | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of every answer, all questions of a picture sharing its visual tokens.
 
@@ -131,13 +132,14 @@ def answer_loss(
         packs: per picture, questions and answers (with end of sequence) as tokens.
         offsets: how many positions further on each question stands, as if other turns of a
             conversation lay between it and the picture.
+        sight: decoder layers (from 0) in which text sees the picture; None: all.
 
     Returns:
         The loss, in which a question weighs with the square root of its answer's length (so that
         a description counts for more than one word, but does not drown the one-word answers), and
         the share of answer tokens that the model would have guessed.
     """
-    logits, said = _answer_logits(model, features, head, tail, packs, offsets)
+    logits, said = _answer_logits(model, features, head, tail, packs, offsets, sight)
     losses = F.cross_entropy(logits, said.wanted, reduction="none")
     loss = (losses * said.weight).sum() / said.weight.sum()
     with torch.no_grad():
@@ -152,7 +154,7 @@ def answered_right(
     head: Sequence[int],
     tail: Sequence[int],
     packs: Sequence[Sequence[Asked]],
-    exit_after: int | None = None,
+    sight: range | None = None,
 ) -> list[list[bool]]:
     """Whether the greedy answer to each question is the whole right one.
 
@@ -165,9 +167,9 @@ def answered_right(
         head: as there.
         tail: as there.
         packs: as there.
-        exit_after: so many decoder layers see the picture; None: all.
+        sight: as there.
     """
-    logits, said = _answer_logits(model, features, head, tail, packs, None, exit_after)
+    logits, said = _answer_logits(model, features, head, tail, packs, None, sight)
     right = [[True] * len(pack) for pack in packs]
     for (b, i), good in zip(said.owner, (logits.argmax(-1) == said.wanted).tolist(), strict=True):
         right[b][i] &= good
@@ -185,7 +187,7 @@ class _Said:
 
 def _answer_logits(
     model: PreTrainedModel, features: Tensor, head: Sequence[int], tail: Sequence[int],
-    packs: Sequence[Sequence[Asked]], offsets: Tensor | None, exit_after: int | None = None,
+    packs: Sequence[Sequence[Asked]], offsets: Tensor | None, sight: range | None,
 ) -> tuple[Tensor, _Said]:  # fmt: skip
     device = features.device
     batch, visual = features.shape[:2]
@@ -193,7 +195,7 @@ def _answer_logits(
     order = [sorted(range(len(s)), key=s.__getitem__) for s in sizes]
     seen = (len(head), len(head) + visual)
     slots = _slots(len(head) + visual + len(tail), sizes, order)
-    slots = replace(slots, visual=seen, exit_after=exit_after)
+    slots = replace(slots, visual=seen, sight=sight)
 
     pad = model.config.get_text_config().pad_token_id
     ids = torch.full((batch, slots.total), pad)

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from transformers import (
-    LlavaForConditionalGeneration,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    ProcessorMixin,
-)
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-from frugalvlm.pocket.models import PocketSpec, config_of, processor_of, tokenizer_of
+from frugalvlm.pocket.models import CLASSES, PocketSpec, config_of, processor_of, tokenizer_of
 from frugalvlm.pocket.second import questions, texts
 
+PARENT = "pocket-llava-base"
 SPECS: dict[str, PocketSpec] = {
     spec.name: spec
     for spec in (
         PocketSpec("pocket-llava-base", 128, 6, 4, 160, 12, 5, 432),
         PocketSpec("pocket-llava-small", 96, 4, 3, 96, 8, 3, 256),
-        PocketSpec("pocket-llava-trial", 96, 4, 3, 96, 8, 3, 256),  # recipes are tried on it
+        PocketSpec("pocket-llava-hd", 128, 6, 4, 160, 12, 5, 432, "llava_next", PARENT),
+        PocketSpec("pocket-siglip-base", 128, 5, 4, 160, 12, 5, 432, "llava_onevision", PARENT),
         PocketSpec("pocket-llava-tiny", 32, 2, 2, 32, 4, 2, 64),  # for tests
     )
 }
@@ -46,4 +43,5 @@ def build_processor(name: str = "pocket-llava-base") -> ProcessorMixin:
 
 def build_model(name: str) -> PreTrainedModel:
     """A model with fresh random weights (seed with `torch.manual_seed`)."""
-    return LlavaForConditionalGeneration(config_of(spec(name), build_tokenizer()))
+    shape = spec(name)
+    return CLASSES[shape.family](config_of(shape, build_tokenizer()))

@@ -21,14 +21,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from frugalvlm.pocket.installed import models_dir
 from frugalvlm.pocket.objectives import Log
-from frugalvlm.pocket.recipe import MuonAdamW, Progressed, RunFiles, multiplies_bf16, seed_of
-from frugalvlm.pocket.second.models import build_model, build_tokenizer
+from frugalvlm.pocket.recipe import (
+    MuonAdamW,
+    Progressed,
+    RunFiles,
+    load_weights,
+    multiplies_bf16,
+    seed_of,
+)
+from frugalvlm.pocket.scenes import IMAGE_SIZE
+from frugalvlm.pocket.second.models import build_model, build_tokenizer, spec
 from frugalvlm.pocket.second.objectives import (
     TEXT_SHARE,
     Codes,
     PictureObjective,
     Scaffold,
+    Sight,
     TextObjective,
     TowerObjective,
 )
@@ -53,24 +63,25 @@ class Stage:
     decoder_rate: float = 1.0  # the decoder's learning rate as a share of the stage's
     tower: bool = False  # instruction tuning reaches the tower, too
     frozen_layers: int = 0  # instruction tuning leaves so many first decoder layers as they are
+    sight: tuple[float, float] = (0.7, 0.3)  # shares of steps with few layers seeing, see `Sight`
+    clips: float = 0.0  # share of the steps that show clips
     coded: bool = False  # codes stand for what the tower says: to try a recipe without a tower
 
 
 # Every second scene is a simple one: names are learnt where there is one thing to look at.
 MIXED = (1, 2, MAX_THINGS, MAX_THINGS)
-# Candidates: no model of theirs has been through the gate yet.
 STAGES: dict[str, tuple[Stage, ...]] = {
     "pocket-llava-base": (
-        Stage("text", 3000, 16, 2e-3, 50, 16, MIXED),
-        Stage("tower", 2000, 64, 2e-3, 50, things=MIXED),
-        Stage("align", 150, 16, 2e-3, 10, 16, MIXED),
-        Stage("instruct", 3000, 16, 1.5e-3, 40, 16, MIXED, decoder_rate=0.5),
+        Stage("text", 2000, 16, 2.5e-3, 50, 16, MIXED),
+        Stage("tower", 3000, 64, 3e-3, 100, things=MIXED),
+        Stage("align", 100, 16, 2e-3, 10, 16, MIXED),
+        Stage("instruct", 2000, 16, 2e-3, 40, 16, MIXED, decoder_rate=0.7),
     ),
-    "pocket-llava-trial": (
-        Stage("text", 2000, 16, 2e-3, 50, 16, MIXED),
-        Stage("tower", 1500, 64, 2e-3, 50, things=MIXED),
-        Stage("align", 100, 16, 3e-3, 10, 16, MIXED),
-        Stage("instruct", 1500, 16, 2e-3, 40, 16, MIXED, decoder_rate=0.5),
+    "pocket-llava-small": (
+        Stage("text", 2000, 16, 3e-3, 50, 16, MIXED),
+        Stage("tower", 3000, 64, 3e-3, 100, things=MIXED),
+        Stage("align", 100, 16, 2e-3, 10, 16, MIXED),
+        Stage("instruct", 2500, 16, 2.5e-3, 40, 16, MIXED, decoder_rate=0.7),
     ),
 }
 
@@ -84,8 +95,8 @@ class Whole(nn.Module):
         self.scaffold = scaffold
 
 
-def scenes_of(stage: Stage, number: int, step: int) -> list[SecondScene]:
-    """The scenes of a step: stages never share any."""
+def scenes_of(stage: Stage, number: int, step: int, side: int = IMAGE_SIZE) -> list[SecondScene]:
+    """The scenes of a step, `side` pixels wide: stages never share any."""
     seeds = [seed_of(number, step, stage.batch, i) for i in range(stage.batch)]
     return [
         make_scene(
@@ -93,6 +104,7 @@ def scenes_of(stage: Stage, number: int, step: int) -> list[SecondScene]:
             seed,
             stage.things[i % len(stage.things)],
             printed=not stage.coded and seed % PRINTED == PRINTED - 1,
+            side=side,
         )
         for i, seed in enumerate(seeds)
     ]
@@ -105,6 +117,7 @@ def train(
     *,
     seed: int = 0,
     start: Path | None = None,
+    begin: int = 0,
     device: str = "cpu",
     checkpoint_every_s: float = 120.0,
     stop_after: int | None = None,
@@ -118,6 +131,8 @@ def train(
         stages: the recipe.
         seed: decides initial weights, questions and texts.
         start: a checkpoint (safetensors) whose weights a fresh run starts from.
+        begin: the stage that a fresh run begins with; stages 0 and 1 share no weights and may be
+            trained side by side, in two folders.
         device: "cpu" or "cuda".
         checkpoint_every_s: seconds between checkpoints.
         stop_after: stop after this many steps in this call (the run can be continued).
@@ -134,8 +149,14 @@ def train(
     whole = Whole(model, Scaffold(model, tokenizer)).to(device)
     run = RunFiles(folder, {"model": name, "seed": seed, "stages": [asdict(s) for s in stages]})
     done, here = run.restore(whole), 0
-    if start is not None and done == Progressed():
-        whole.load_state_dict(load_file(start))
+    if done == Progressed():
+        done = Progressed(begin)
+        parent = spec(name).parent
+        if start is not None:
+            whole.load_state_dict(load_file(start))
+        elif parent is not None:
+            load_weights(model, models_dir() / parent)
+    side = spec(name).side
     for number in range(done.stage, len(stages)):
         stage = stages[number]
         first = done.step if number == done.stage else 0
@@ -151,7 +172,7 @@ def train(
             optimizer.set_learning_rate(stage.learning_rate * rate(step, stage))
             rng = np.random.default_rng([seed, number, step])
             with torch.autocast(device, torch.bfloat16, enabled=multiplies_bf16(device)):
-                loss, log = objective(scenes_of(stage, number, step), rng)
+                loss, log = objective(scenes_of(stage, number, step, side), rng)
             loss.backward()
             nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
@@ -179,10 +200,12 @@ def objective_of(stage: Stage, whole: Whole, tokenizer: PreTrainedTokenizerBase)
     if stage.name == "tower":
         return TowerObjective(whole.model, whole.scaffold)
     if stage.name == "text":
-        return TextObjective(whole.model, tokenizer, stage.questions)
+        return TextObjective(whole.model, tokenizer, stage.questions, Sight(*stage.sight))
     share = TEXT_SHARE if stage.name == "instruct" else 0.0
     codes = Codes(whole.model.config.vision_config.hidden_size) if stage.coded else None
-    return PictureObjective(whole.model, tokenizer, stage.questions, share, codes)
+    return PictureObjective(
+        whole.model, tokenizer, stage.questions, share, codes, Sight(*stage.sight), stage.clips
+    )
 
 
 def trained_parts(whole: Whole, stage: Stage) -> nn.ModuleDict:

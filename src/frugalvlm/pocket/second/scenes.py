@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from frugalvlm.pocket.scenes import (
-    CELL,
     COLOR_WEIGHTS,
     COLORS,
     DIGITS,
     GRID,
+    IMAGE_SIZE,
     KIND_WEIGHTS,
     KINDS,
     MAX_SLANT,
@@ -95,7 +95,11 @@ def is_big(thing: Thing) -> bool:
 
 
 def make_scene(
-    split: Split, seed: int, max_things: int = MAX_THINGS, printed: bool = False
+    split: Split,
+    seed: int,
+    max_things: int = MAX_THINGS,
+    printed: bool = False,
+    side: int = IMAGE_SIZE,
 ) -> SecondScene:
     """The scene with this seed: the same for ever, on every machine.
 
@@ -104,13 +108,18 @@ def make_scene(
         seed: any non-negative integer.
         max_things: at most this many things (1 to 4); a curriculum for training starts low.
         printed: a number in print, and no things.
+        side: pixels, a multiple of 96. Things and print keep their size in pixels, so that in a
+            larger picture they are small: too small to tell apart once it is shrunk to 96 pixels.
     """
+    if side % IMAGE_SIZE:
+        raise ValueError(f"side must be a multiple of {IMAGE_SIZE}, got {side}.")
+    cell = side // GRID
     if not 1 <= max_things <= MAX_THINGS:
         raise ValueError(f"max_things must be 1 to {MAX_THINGS}, got {max_things}.")
     rng = np.random.default_rng([2, SPLITS.index(split), seed])
     scans = scan_split()[split]
     if printed:
-        return SecondScene(split, seed, (), _print(rng, scans))
+        return SecondScene(split, seed, (), _print(rng, scans, cell), side)
     weights = NUMBER_WEIGHTS[:max_things] / NUMBER_WEIGHTS[:max_things].sum()
     number = 1 + int(rng.choice(max_things, p=weights))
     things: list[Thing] = []
@@ -125,13 +134,13 @@ def make_scene(
             rng.integers(*BIG, endpoint=True) if big else rng.integers(*SMALL, endpoint=True)
         )
         # A block starts on the grid of patches, and the thing lies anywhere inside it.
-        across, down = rng.integers(CELL // PATCH - 1, size=2) * PATCH
+        across, down = rng.integers(cell // PATCH - 1, size=2) * PATCH
         right, low = rng.integers(BLOCK - size + 1, size=2)
-        x, y = int(col * CELL + across + right), int(row * CELL + down + low)
+        x, y = int(col * cell + across + right), int(row * cell + down + low)
         scan = int(rng.choice(scans[kind])) if kind in DIGITS else -1
         things.append(Thing(kind, color, row, col, x, y, size, scan))
     things.sort(key=lambda t: (t.row, t.col))
-    return SecondScene(split, seed, tuple(things), None)
+    return SecondScene(split, seed, tuple(things), None, side)
 
 
 def usual_pair(rng: np.random.Generator, big: bool = False) -> tuple[str, str]:
@@ -159,14 +168,14 @@ def _place(
     return options[int(rng.integers(len(options)))]
 
 
-def _print(rng: np.random.Generator, scans: dict[str, np.ndarray]) -> Print:
+def _print(rng: np.random.Generator, scans: dict[str, np.ndarray], cell: int) -> Print:
     number = "".join(rng.choice(DIGITS, PRINT_DIGITS))
     row, col = int(rng.integers(GRID)), int(rng.integers(GRID - 1))
     chosen = tuple(int(rng.choice(scans[d])) for d in number)
     blank = Print(number, row, col, 0, 0, chosen)
-    wide = (2 * CELL - blank.size[0]) // PATCH
-    x = col * CELL + PATCH * int(rng.integers(wide + 1))
-    y = row * CELL + PATCH * int(rng.integers(CELL // PATCH - 1))
+    wide = (2 * cell - blank.size[0]) // PATCH
+    x = col * cell + PATCH * int(rng.integers(wide + 1))
+    y = row * cell + PATCH * int(rng.integers(cell // PATCH - 1))
     return Print(number, row, col, x, y, chosen)
 
 

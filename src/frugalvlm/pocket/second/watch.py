@@ -69,7 +69,7 @@ def answers(
     eyes: Eyes,
     *,
     blank: bool = False,
-    exit_after: int | None = None,
+    sight: range | None = None,
 ) -> pd.DataFrame:
     """One row per question: scene, family, category, right.
 
@@ -79,7 +79,7 @@ def answers(
         exam: what to ask.
         eyes: what stands in the prompt where the picture stands.
         blank: show nothing instead.
-        exit_after: so many decoder layers see the picture; None: all.
+        sight: decoder layers (from 0) that see the picture; None: all.
     """
     asking, lines = Asking(model, tokenizer, 0), []
     for start in range(0, len(exam.scenes), BATCH):
@@ -87,7 +87,7 @@ def answers(
         packs = [[asking.encode(q.text, q.answer) for q in qs] for qs in exam.questions[part]]
         features = shown(asking, exam.scenes[part], eyes, blank)
         right = answered_right(
-            model, features, asking.encode.head, asking.encode.tail, packs, exit_after
+            model, features, asking.encode.head, asking.encode.tail, packs, sight
         )
         for scene, questions, marks in zip(
             exam.scenes[part], exam.questions[part], right, strict=True
@@ -114,11 +114,11 @@ def removal_curve(
     depth = model.config.get_text_config().num_hidden_layers
     behind = range(1, depth) if layers is None else layers
 
-    def score(blank: bool = False, exit_after: int | None = None) -> float:
-        table = answers(model, tokenizer, exam, eyes, blank=blank, exit_after=exit_after)
+    def score(blank: bool = False, sight: range | None = None) -> float:
+        table = answers(model, tokenizer, exam, eyes, blank=blank, sight=sight)
         return 100 * float(table["right"].mean())
 
-    points = {0: score(blank=True), **{k: score(exit_after=k) for k in behind}, depth: score()}
+    points = {0: score(blank=True), **{k: score(sight=range(k)) for k in behind}, depth: score()}
     frame = pd.DataFrame({"accuracy": points})
     whole = points[depth] - points[0]
     frame["gain"] = 100 * (frame["accuracy"] - points[0]) / whole if whole > 0 else np.nan
