@@ -171,7 +171,7 @@ def ratio(top: Figure, bottom: Figure, nothing: str) -> Figure:
         return Figure(value, low, high, f"the interval reaches the case where {_inside(nothing)}")
     with np.errstate(invalid="ignore"):
         corners = [float(np.divide(t, b)) for t, b in product(tops, bottoms)]
-    known = [c for c in corners if not math.isnan(c)]
+    known = [c for c in corners if not math.isnan(c)] or [math.nan]  # no interval, no corner
     return Figure(value, _finite(min(known)), _finite(max(known)), top.reason or bottom.reason)
 
 

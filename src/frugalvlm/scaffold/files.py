@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 import re
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -116,13 +117,14 @@ def _filled(templates: Mapping[str, str], key: str, root: Path) -> dict[Path, st
         ScaffoldError: one of them exists.
     """
     made = {}
+    now = f"{datetime.now(UTC):%Y-%m-%dT%H:%MZ}"  # a claim is written before its data
     for where, name in templates.items():
         path = root / where.format(key=key)
         if path.exists() or path.with_suffix("").is_dir():
             raise ScaffoldError(f"{path} exists already, so {key!r} is taken: choose another key.")
         source = resources.files("frugalvlm.scaffold") / "templates" / name
         text = source.read_text(encoding="utf-8")
-        made[path] = Template(text).substitute(key=key, name=_class_name(key))
+        made[path] = Template(text).substitute(key=key, name=_class_name(key), now=now)
     return made
 
 
