@@ -110,10 +110,10 @@ def print_papers(console: Console | None = None) -> None:
         pad_edge=False,
     )  # fmt: skip
     table.add_column("key", no_wrap=True)
-    table.add_column("paper", overflow="fold")
+    table.add_column("paper", min_width=21)
     table.add_column("arXiv", no_wrap=True)
     table.add_column("claims", no_wrap=True)
-    table.add_column("published at", no_wrap=True)
+    table.add_column("published at", min_width=21)
     for paper in all_papers():
         version = f"v{paper.arxiv_version}" if paper.arxiv_version else ""
         states = {scale: paper.status.get(scale, "planned") for scale in SCALES}
