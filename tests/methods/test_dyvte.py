@@ -26,7 +26,7 @@ from tiny_hosts import (
 )
 from torch import Tensor
 
-from frugalvlm.methods import DyVTE, DyVTEFastV, DyVTERate, FastV, ManualExit, TextOnly, VisionZip
+from frugalvlm.methods import DyVTE, DyVTEFastV, DyVTERate, FastV, ManualExit, NoImage, VisionZip
 from frugalvlm.views import BudgetError, UnsupportedError
 
 ROWS = [[[3, Picture(seed), 2 + seed % 4]] for seed in range(40, 50)]
@@ -261,7 +261,7 @@ def test_a_manual_exits_budget_is_a_mean_over_layers():
 @pytest.mark.parametrize("host", ["llava_clip", "llava_next"])
 def test_text_only_is_the_prompt_without_its_picture(host):
     model, inputs = model_for(host), prompt(host)
-    with TextOnly().on(model) as trace, torch.no_grad():
+    with NoImage().on(model) as trace, torch.no_grad():
         logits = model(**inputs).logits[0, -1]
         said = model.generate(**inputs, max_new_tokens=3, do_sample=False)
     words = inputs["input_ids"][inputs["input_ids"] != 60][None]

@@ -97,7 +97,7 @@ def setting(folder: Path) -> Setting:
 def test_without_gates_nothing_is_made_up(tmp_path, monkeypatch):
     monkeypatch.setenv("FRUGALVLM_DATA", str(tmp_path))
     plan = dyvte.beside_plan(setting(tmp_path), model_for("llava_clip"))
-    assert [method.key for method, _ in plan] == ["text_only"]
+    assert [method.key for method, _ in plan] == ["no_image"]
     assert "`invoke train --method dyvte --model tiny`" in dyvte.missing("tiny")
     assert dyvte.exit_frame([]).empty
 
@@ -110,7 +110,7 @@ def test_with_gates_both_rows_are_there(tmp_path, monkeypatch):
     write_learnt_hashes(folder)
     plan = dyvte.beside_plan(setting(tmp_path), model)
     assert [(m.key, budget) for m, budget in plan] == [
-        ("text_only", 0), ("dyvte", 16), ("dyvte_fastv", 8),
+        ("no_image", 0), ("dyvte", 16), ("dyvte_fastv", 8),
     ]  # fmt: skip
     assert all(m.describe()["learnt"].startswith("tiny@") for m, _ in plan[1:])
     assert dyvte.missing("tiny") == ""

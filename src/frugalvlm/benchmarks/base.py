@@ -200,19 +200,36 @@ class Benchmark:
         """
         if isinstance(rows, Dataset):
             rows = without_pictures(rows)
-        rows = list(rows)
-        if not rows or len(rows) != len(answers):
-            raise ValueError(
-                f"{self.id}: {len(rows)} rows and {len(answers)} answers; "
-                "give one answer per row, None for a question that failed."
-            )
-        sheet = self.score(rows, answers)
-        known = [a for a in answers if a is not None]
-        state = {
-            "failed": float(len(answers) - len(known)),
-            "blank": float(sum(not a.strip() for a in known)),
-        }
-        return replace(sheet, headline_max=self.headline_max, details={**sheet.details, **state})
+        return checked_sheet(self.id, self.headline_max, self.score, list(rows), answers)
+
+
+def checked_sheet(
+    id: str, headline_max: float, score: Scorer, rows: Sequence[Row], answers: Sequence[str | None]
+) -> Sheet:
+    """Score the answers of a benchmark, and count those that never came or are blank.
+
+    Args:
+        id: of the benchmark.
+        headline_max: the best possible headline.
+        score: turns rows and answers into a sheet.
+        rows: what was asked.
+        answers: one per row; None where the model failed.
+
+    Raises:
+        ValueError: when there are no rows or not exactly one answer per row.
+    """
+    if not rows or len(rows) != len(answers):
+        raise ValueError(
+            f"{id}: {len(rows)} rows and {len(answers)} answers; "
+            "give one answer per row, None for a question that failed."
+        )
+    sheet = score(rows, answers)
+    known = [a for a in answers if a is not None]
+    state = {
+        "failed": float(len(answers) - len(known)),
+        "blank": float(sum(not a.strip() for a in known)),
+    }
+    return replace(sheet, headline_max=headline_max, details={**sheet.details, **state})
 
 
 def png(image: PIL.Image.Image) -> dict[str, Any]:

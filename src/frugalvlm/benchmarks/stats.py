@@ -54,6 +54,10 @@ class Estimate:
     draws: np.ndarray | None = field(default=None, repr=False, compare=False)
     trainings: int = 1
 
+    def plain(self) -> dict[str, float | int | str]:
+        """As a file can hold it: without the values on resampled pictures."""
+        return {name: value for name, value in vars(self).items() if name != "draws"}
+
 
 def interval(sheet: Sheet, resamples: int = 2000, seed: int = 0, level: float = 0.95) -> Estimate:
     """The headline of one sheet, on its official scale."""

@@ -7,7 +7,7 @@ from frugalvlm.methods.avgpool import AvgPool
 from frugalvlm.methods.base import Composed, EncoderReducer, LayerReducer, Method
 from frugalvlm.methods.divprune import DivPrune
 from frugalvlm.methods.downsample import Downsample
-from frugalvlm.methods.dyvte import DyVTE, DyVTEFastV, DyVTERate, ManualExit, TextOnly
+from frugalvlm.methods.dyvte import DyVTE, DyVTEFastV, DyVTERate, ManualExit
 from frugalvlm.methods.early_exit import EarlyExit
 from frugalvlm.methods.fastervlm import FasterVLM
 from frugalvlm.methods.fastv import FastV
@@ -50,7 +50,7 @@ VARIANTS: dict[str, type[Method]] = {
     kind.key: kind
     for kind in (
         AIMMerge, AIMEarly, AIMVideo, VisionZipDominant, VTW,
-        ManualExit, TextOnly, DyVTERate, DyVTEFastV,
+        ManualExit, DyVTERate, DyVTEFastV,
         Blank, NoImage, NoImageAfter,
         RandomFastV, RandomPyramidDrop, RandomGSearch, RandomSparseVLM, RandomAIM, RandomSGL,
     )

@@ -34,15 +34,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from frugalvlm.methods.base import EncoderReducer, LayerReducer, check_budget
+from frugalvlm.methods.base import LayerReducer, check_budget
 from frugalvlm.methods.fields import Limits, Share, Tokens, refuse
 from frugalvlm.methods.trained import Sizes, TrainedMethod
 from frugalvlm.views import (
     BudgetError,
-    EncoderView,
     Kept,
     LayerView,
-    Reduced,
     Shape,
     UnsupportedError,
     keep_top,
@@ -266,21 +264,3 @@ class ManualExit(LayerReducer):
         """Nothing of any picture."""
         nothing = torch.zeros(len(view.counts), 0, dtype=torch.long, device=view.visual.device)
         return Kept(nothing, (0,) * len(view.counts))
-
-
-@dataclass(frozen=True)
-class TextOnly(EncoderReducer):
-    """The decoder gets no visual token at all: layer 0 of Figure 3."""
-
-    key: ClassVar[str] = "text_only"
-
-    @classmethod
-    def for_budget(cls, kept_tokens: int, total_tokens: int = 576) -> Self:
-        """Nothing is kept, whatever the budget."""
-        check_budget(kept_tokens, total_tokens)
-        return cls()
-
-    def reduce(self, view: EncoderView) -> Reduced:
-        """Nothing of any crop."""
-        nothing = torch.zeros(view.crops, 0, dtype=torch.long, device=view.patches.device)
-        return Reduced(view.patches[:, :0], nothing)

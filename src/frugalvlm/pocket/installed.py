@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import torch
@@ -107,6 +109,18 @@ def save_vlm(model: PreTrainedModel, processor: ProcessorMixin, folder: Path) ->
     model.save_pretrained(folder, state_dict=half)
     processor.save_pretrained(folder)
     write_hashes(folder)
+
+
+def put_in_place(made: Path, target: Path) -> None:
+    """Copy a folder's files over those of another, each whole, the hashes last.
+
+    A kill meanwhile leaves hashes that do not fit, and no half of a file.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(made.iterdir(), key=lambda p: p.name == HASHES):
+        temporary = target / f"{path.name}.tmp"
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, target / path.name)
 
 
 def write_hashes(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,12 +19,12 @@ from frugalvlm.loading import load_vlm, model_hash
 from frugalvlm.methods import Vanilla, method_class
 from frugalvlm.methods.base import Method
 from frugalvlm.methods.trained import (
-    HASHES,
     TrainedMethod,
     methods_dir,
     write_learnt,
     write_learnt_hashes,
 )
+from frugalvlm.pocket.installed import put_in_place
 from frugalvlm.pocket.models import SPECS, spec
 from frugalvlm.pocket.recipe import read_log
 from frugalvlm.pocket.scenes import IMAGE_SIZE
@@ -101,11 +100,7 @@ def install_method(
     scores = dev_scores(model, processor, stored)
     (made / SCORES).write_text(json.dumps(scores) + "\n")
     (made / "README.md").write_text(card(stored, scores, log))
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(made.iterdir(), key=lambda p: p.name == HASHES):
-        temporary = target / f"{path.name}.tmp"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, target / path.name)
+    put_in_place(made, target)
     console.print(f"Installed {method.key} for {name} in {target}.")
     return target
 

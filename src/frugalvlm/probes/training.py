@@ -31,7 +31,7 @@ from frugalvlm.checks import OptionError, check_present, check_whole
 from frugalvlm.errors import FrugalError
 from frugalvlm.paths import checkpoints_dir, command, repository
 from frugalvlm.pocket import recipe
-from frugalvlm.pocket.installed import HASHES, models_dir, save_vlm, verify, write_hashes
+from frugalvlm.pocket.installed import models_dir, put_in_place, save_vlm, verify, write_hashes
 from frugalvlm.pocket.models import build_model, build_processor, build_tokenizer, spec
 from frugalvlm.pocket.objectives import Scaffold
 from frugalvlm.pocket.recipe import STAGES, Progressed, Stage, Whole, read_log, train
@@ -201,11 +201,7 @@ def install(name: str, model: PreTrainedModel, run: Path) -> Path:
     _write(made / SCORES, scores)
     (made / "README.md").write_text(card(name, stored, scores, log))
     write_hashes(made)
-    target.mkdir(parents=True, exist_ok=True)
-    for path in sorted(made.iterdir(), key=lambda p: p.name == HASHES):
-        temporary = target / f"{path.name}.tmp"
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, target / path.name)
+    put_in_place(made, target)
     console.print(f"Installed {name} in {target}.")
     return target
 
@@ -227,10 +223,10 @@ def score(
         answers = answer_all(model, batches, benchmark.max_new_tokens, blank=state == "blank")
         sheet = benchmark.sheet(batches.rows, answers)
         sheets[state] = mean_sheet(batches.rows, sheet.correct.tolist())
-        result[state] = _plain(stats.interval(sheet))
+        result[state] = stats.interval(sheet).plain()
         result[f"{state}_accuracy"] = sheet.accuracy
     difference = stats.paired_difference(sheets["seeing"], sheets["blank"])
-    result["difference"] = _plain(difference)
+    result["difference"] = difference.plain()
     return result
 
 
@@ -323,11 +319,6 @@ def _visual_words(run: Path) -> dict[str, torch.Tensor]:
     whole = load_file(run / json.loads((run / "progress.json").read_text())["model"])
     prefix = "scaffold.words."
     return {k.removeprefix(prefix): v for k, v in whole.items() if k.startswith(prefix)}
-
-
-def _plain(estimate: stats.Estimate) -> dict[str, Any]:
-    """A figure with its interval as JSON can hold it: without the values on resampled pictures."""
-    return {key: value for key, value in vars(estimate).items() if key != "draws"}
 
 
 def _write(path: Path, content: Any) -> None:

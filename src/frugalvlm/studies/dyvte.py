@@ -5,13 +5,12 @@ the trained gates, and where they let the picture go.
   that visual tokens pay to visual ones, text to visual and text to text, per querying token.
 - entropy (Figures 4 and 5): of the text's attention to the text, when the picture has left behind
   a quarter, half and three quarters of the layers, and when it stays.
-- accuracy records of what needs no weights (`text_only`, layer 0 of Figure 3), and of DyVTE and
+- accuracy records of what needs no weights (`no_image`, layer 0 of Figure 3), and of DyVTE and
   DyVTE + FastV where gates are installed for the model; where they are not, nothing is made up.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
@@ -27,17 +26,18 @@ from frugalvlm.benchmarks import load_benchmark, stats
 from frugalvlm.benchmarks.asking import BATCH_SIZE, chunks, prepare
 from frugalvlm.digest import request_hash
 from frugalvlm.hosts import host_for
-from frugalvlm.methods import DyVTE, DyVTEFastV, ManualExit, Method, TextOnly
-from frugalvlm.methods.trained import LearntError
+from frugalvlm.methods import DyVTE, DyVTEFastV, ManualExit, Method, NoImage
+from frugalvlm.methods.trained import LearntError, TrainedMethod
 from frugalvlm.papers import load_paper
 from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import answer_cells
+from frugalvlm.runs.analysis import analysis_run
 from frugalvlm.runs.attention import eager_attention
 from frugalvlm.runs.guides import with_learnt
 from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
+from frugalvlm.runs.setting import Reporter, Setting
 from frugalvlm.studies.base import Study
 
 PROMPTS = 100  # whose attention is looked at, at most
@@ -64,10 +64,9 @@ def run(
 def beside_plan(setting: Setting, model: PreTrainedModel) -> list[tuple[Method, int]]:
     """What is run beside the table, with budgets; gates only where they are installed."""
     patches = host_for(model).shape.patches
-    plan: list[tuple[Method, int]] = [(TextOnly(), 0)]
-    gated = ((DyVTE(), patches), (DyVTEFastV(kept_tokens=patches // 2), patches // 2))
+    plan: list[tuple[Method, int]] = [(NoImage(), 0)]  # a row of the table, too: asked once
     with suppress(LearntError):  # `missing` says which command makes them
-        plan += [(with_learnt(m, setting.model_name), budget) for m, budget in gated]
+        plan += [(with_learnt(m, setting.model_name), budget) for m, budget in _gated(patches)]
     return plan
 
 
@@ -84,14 +83,14 @@ def costed_plan(made: Sequence[Record], model: PreTrainedModel) -> list[tuple[Me
     """Whose costs are measured beside the table's rows: what had answers, but for no picture."""
     known = {r["request"]["method"]["method"] for r in made if r["kind"] == "accuracy"}
     patches = host_for(model).shape.patches
-    plan: list[tuple[Method, int]] = []
-    for method, budget in (
-        (DyVTE(), patches),
-        (DyVTEFastV(kept_tokens=patches // 2), patches // 2),
-    ):
-        if method.key in known:
-            plan.append((with_learnt(method, getattr(model, "name_or_path", "")), budget))
-    return plan
+    name = getattr(model, "name_or_path", "")
+    return [(with_learnt(m, name), budget) for m, budget in _gated(patches) if m.key in known]
+
+
+def _gated(patches: int) -> tuple[tuple[TrainedMethod, int], ...]:
+    """What needs trained gates, with budgets."""
+    half = patches // 2
+    return (DyVTE(), patches), (DyVTEFastV(kept_tokens=half), half)
 
 
 # -- attention by modality -----------------------------------------------------------------------
@@ -218,19 +217,7 @@ def _analysis(
         "device": torch.device(setting.device).type, **more,
     }  # fmt: skip
     code = code_hash("methods.dyvte", "studies.dyvte")
-    found = find_run(setting, "analysis", request, code)
-    if found is not None:
-        reporter.advance(steps)
-        return found
-    started, figures = time.monotonic(), measured()
-    record = {
-        "kind": "analysis", "status": "complete", "request": request,
-        "provenance": records.provenance(
-            code=code, model_hash=setting.model_hash, data_hash=figures.pop("data_hash"),
-            seconds=time.monotonic() - started, device=setting.device,
-        ), **figures,
-    }  # fmt: skip
-    return records.read_record(write_run(setting, record, label=name))
+    return analysis_run(setting, request, code, measured, reporter, steps, label=name)
 
 
 # -- shown ---------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ that is tried. P-Sigmoid maximises it over k at a fixed mean.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -45,10 +44,11 @@ from frugalvlm.methods.schedules import at_mean
 from frugalvlm.papers import Paper, load_paper
 from frugalvlm.runs import records
 from frugalvlm.runs.accuracy import answer_cells
+from frugalvlm.runs.analysis import analysis_run
 from frugalvlm.runs.identity import code_hash
 from frugalvlm.runs.options import Options
 from frugalvlm.runs.records import Record
-from frugalvlm.runs.setting import Reporter, Setting, find_run, write_run
+from frugalvlm.runs.setting import Reporter, Setting
 from frugalvlm.studies.base import Study
 from frugalvlm.verdicts.scored import Scored
 from frugalvlm.views import BudgetError, Kept, LayerView
@@ -339,19 +339,7 @@ def _analysis(
         "device": torch.device(setting.device).type, **more,
     }  # fmt: skip
     code = code_hash("methods.gsearch", "studies.gsearch")
-    found = find_run(setting, "analysis", request, code)
-    if found is not None:
-        reporter.advance(steps)
-        return found
-    started, figures = time.monotonic(), measured()
-    record = {
-        "kind": "analysis", "status": "complete", "request": request,
-        "provenance": records.provenance(
-            code=code, model_hash=setting.model_hash, data_hash=figures.pop("data_hash"),
-            seconds=time.monotonic() - started, device=setting.device,
-        ), **figures,
-    }  # fmt: skip
-    return records.read_record(write_run(setting, record))
+    return analysis_run(setting, request, code, measured, reporter, steps)
 
 
 # -- shown -----------------------------------------------------------------------------------------

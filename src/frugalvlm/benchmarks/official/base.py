@@ -17,7 +17,7 @@ import numpy as np
 import PIL.Image
 from datasets import Dataset
 
-from frugalvlm.benchmarks.base import Row, Scorer, Sheet, mean_sheet
+from frugalvlm.benchmarks.base import Row, Scorer, Sheet, checked_sheet, mean_sheet
 from frugalvlm.benchmarks.official.data import Source, commit_of, picture_columns, rows_of
 from frugalvlm.checks import check_whole
 from frugalvlm.errors import FrugalError
@@ -156,18 +156,7 @@ class Official:
             ValueError: when there are no rows or not exactly one answer per row.
         """
         rows = rows.texts if isinstance(rows, Asked) else list(rows)
-        if not rows or len(rows) != len(answers):
-            raise ValueError(
-                f"{self.id}: {len(rows)} rows and {len(answers)} answers; "
-                "give one answer per row, None for a question that failed."
-            )
-        sheet = self.score(rows, answers)
-        known = [a for a in answers if a is not None]
-        state = {
-            "failed": float(len(answers) - len(known)),
-            "blank": float(sum(not a.strip() for a in known)),
-        }
-        return replace(sheet, headline_max=self.headline_max, details={**sheet.details, **state})
+        return checked_sheet(self.id, self.headline_max, self.score, rows, answers)
 
 
 def sample(rows: Sequence[Row], n: int, group: str = "question_id", strata: bool = False

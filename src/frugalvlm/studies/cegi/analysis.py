@@ -103,8 +103,7 @@ def _noted(found: stats.Estimate) -> dict:
     """An estimate as a record can hold it: without NaN."""
     return {
         name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in vars(found).items()
-        if name != "draws"
+        for name, value in found.plain().items()
     }
 
 
