@@ -97,12 +97,7 @@ def accuracy_table(
     }
     shares = flops_shares(records, scored.setting)
     lines = []
-    for row, budget in layout.lines():
-        tokens = total if budget is None else budget_at(budget, scale, layout.model, total)
-        if tokens is None:
-            continue
-        heading = budget_heading(tokens, total, budget, layout.model)
-        tokens = 0 if row.once == "none" else tokens
+    for row, budget, tokens, heading in _placed(layout, scale, total):
         line = _accuracy_line(sources, layout, row, budget, tokens, scored, shares)
         lines.append({**line, "heading": heading})
     failures = any(line["failed"] > 0 for line in lines)
@@ -141,6 +136,17 @@ def accuracy_table(
     )
 
 
+def _placed(
+    layout: papers.Table, scale: str, total: int
+) -> Iterator[tuple[papers.Row, papers.Budget | None, int, str]]:
+    """Rows of a layout that this scale has a budget for: row, budget, tokens, and their heading."""
+    for row, budget in layout.lines():
+        tokens = total if budget is None else budget_at(budget, scale, layout.model, total)
+        if tokens is not None:
+            heading = budget_heading(tokens, total, budget, layout.model)
+            yield row, budget, 0 if row.once == "none" else tokens, heading
+
+
 def _by_part(
     paper: Paper, layout: papers.Table, scored: Scored, scale: str,
     benchmarks: Mapping[str, SheetMaker] | None, guard: Guard | None,
@@ -153,12 +159,7 @@ def _by_part(
         return ()
     total = scored.total or total_at(layout.model, scale)
     lines: list[dict[str, Any]] = []
-    for row, budget in layout.lines():
-        tokens = total if budget is None else budget_at(budget, scale, layout.model, total)
-        if tokens is None:
-            continue
-        heading = budget_heading(tokens, total, budget, layout.model)
-        tokens = 0 if row.once == "none" else tokens
+    for row, _, tokens, heading in _placed(layout, scale, total):
         data = [
             {
                 "method": row.method,
